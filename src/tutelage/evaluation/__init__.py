@@ -1,0 +1,28 @@
+"""What a model can do: answers scored against targets, choices by log-probability, and how sure the scores are."""
+
+from tutelage.evaluation.generate import GenerationItem, GenerationResult, evaluate_generation
+from tutelage.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
+from tutelage.evaluation.multiple_choice import ChoiceItem, MultipleChoiceResult, evaluate_multiple_choice
+from tutelage.evaluation.questions import ChoiceQuestion, Question, read_choice_questions, read_questions
+from tutelage.evaluation.results import write_items
+from tutelage.evaluation.scorers import Scorer, exact_match, regex
+
+__all__ = [
+    "ChoiceItem",
+    "ChoiceQuestion",
+    "GenerationItem",
+    "GenerationResult",
+    "Interval",
+    "MultipleChoiceResult",
+    "Question",
+    "Scorer",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "evaluate_generation",
+    "evaluate_multiple_choice",
+    "exact_match",
+    "read_choice_questions",
+    "read_questions",
+    "regex",
+    "write_items",
+]

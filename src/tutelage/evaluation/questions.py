@@ -1,0 +1,107 @@
+"""Rows of evaluation files: questions with a target, and questions with choices. Not here: asking them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tutelage.data.conversations import Message, report_rows
+from tutelage.data.jsonl import BadLine, read_json_lines
+from tutelage.errors import DataError
+from tutelage.monitoring.prompts import prompt_messages
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and what a scorer compares the answer with. place: such as `test.jsonl:3`."""
+
+    prompt: tuple[Message, ...]
+    target: str
+    place: str = "question"
+
+
+@dataclass(frozen=True)
+class ChoiceQuestion:
+    """A prompt, two or more different answers to choose from, and the index of the right one."""
+
+    prompt: tuple[Message, ...]
+    choices: tuple[str, ...]
+    right: int
+    place: str = "question"
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Rows with `messages` or `prompt`, and `target`; without it the assistant turn at the end is the target.
+
+    Raises one DataError that lists the bad rows, or says that the file is missing, empty or unreadable.
+    """
+    return _read(path, _question)
+
+
+def read_choice_questions(path: Path) -> list[ChoiceQuestion]:
+    """Rows with `messages` or `prompt`, `choices` (a list of texts) and `answer` (the right text, or its index).
+
+    Raises like `read_questions`.
+    """
+    return _read(path, _choice_question)
+
+
+def question_text(prompt: tuple[Message, ...]) -> list[dict[str, str]]:
+    """The prompt as plain JSON, for result files."""
+    return [{"role": message.role, "content": message.content} for message in prompt]
+
+
+RowKind = TypeVar("RowKind")
+
+
+def _read(path: Path, parse: Callable[[Mapping[str, Any], str], RowKind]) -> list[RowKind]:
+    path = Path(path)
+    rows: list[RowKind] = []
+    problems: list[str] = []
+    for line in read_json_lines(path):
+        place = f"{path}:{line.number}"
+        if isinstance(line, BadLine):
+            problems.append(f"{place}: {line.reason}")
+            continue
+        try:
+            rows.append(parse(line.row, place))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        total = len(rows) + len(problems)
+        raise DataError(report_rows(f"{path}: {len(problems)} of {total} questions cannot be used", problems))
+    if not rows:
+        raise DataError(f"{path}: the file has no questions; write one JSON object a line")
+    return rows
+
+
+def _question(row: Mapping[str, Any], place: str) -> Question:
+    prompt = prompt_messages(row, place)
+    target = row.get("target")
+    if target is None:
+        turns = row.get("messages")
+        last = turns[-1] if isinstance(turns, list) else {}
+        target = last["content"] if last.get("role") == "assistant" else None
+    if not isinstance(target, str) or not target.strip():
+        raise DataError(f"{place}: no target; give a text 'target', or an assistant turn at the end of 'messages'")
+    return Question(prompt, target, place)
+
+
+def _choice_question(row: Mapping[str, Any], place: str) -> ChoiceQuestion:
+    prompt = prompt_messages(row, place)
+    choices = row.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise DataError(f"{place}: 'choices' is {str(choices)[:60]!r}; give a list of texts")
+    if len(choices) < 2 or len(set(choices)) < len(choices):
+        raise DataError(
+            f"{place}: {len(set(choices))} different choices of {len(choices)}; give two or more, each once"
+        )
+    answer = row.get("answer")
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise DataError(
+            f"{place}: 'answer' is {str(answer)[:60]!r}; give one of the choices, or its index from 0 to "
+            f"{len(choices) - 1}"
+        )
+    return ChoiceQuestion(prompt, tuple(choices), answer, place)

@@ -1,0 +1,21 @@
+"""The model itself: loading, adapters, the head, copies of its weights, scoring. Not here: how it is trained."""
+
+from tutelage.models.head import attach_head, head_forward
+from tutelage.models.inference import inference_mode_of
+from tutelage.models.loading import LoadedModel, load_model, load_tokenizer, resolve_model
+from tutelage.models.scoring import ResponseKl, response_kl, response_log_probs
+from tutelage.models.weight_copy import WeightCopy
+
+__all__ = [
+    "LoadedModel",
+    "ResponseKl",
+    "WeightCopy",
+    "attach_head",
+    "head_forward",
+    "inference_mode_of",
+    "load_model",
+    "load_tokenizer",
+    "resolve_model",
+    "response_kl",
+    "response_log_probs",
+]

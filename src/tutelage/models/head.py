@@ -1,0 +1,94 @@
+"""The way from tokens to the head, so that a loss sees hidden states and never all logits at once.
+
+`head_forward` runs inside the model's own `forward`, below whatever wraps it (data parallelism, autocast, PEFT).
+Not here: the losses that are applied there (`losses`).
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.losses import AnyHead, Head, IdentityHead
+from tutelage.models.inference import inference_mode_of
+
+logger = logging.getLogger(__name__)
+
+HeadFunction = Callable[[Tensor, AnyHead], Any]
+"""Takes hidden states [B, T, D] and the head that turns them into logits."""
+
+Result = TypeVar("Result")
+
+
+def head_forward(model: nn.Module, inputs: dict[str, Tensor], function: Callable[[Tensor, AnyHead], Result]) -> Result:
+    """`function(hidden_BTD, head)` computed inside the model's forward pass.
+
+    inputs: what the decoder takes: `input_ids`, `attention_mask`, `position_ids`. Where the head cannot be found,
+    the hidden states are the logits themselves and the head is the identity.
+    """
+    attach_head(model)
+    return model(**inputs, use_cache=False, head_function=function)
+
+
+def attach_head(model: nn.Module) -> None:
+    """Teach the causal language model inside `model` the argument `head_function`. Idempotent."""
+    causal_lm = _causal_lm(model)
+    if getattr(causal_lm, "_tutelage_head", False):
+        return
+    original = causal_lm.forward
+    read_head = _head_reader(causal_lm)
+    if read_head is None:
+        logger.warning(
+            "%s: its head is not a plain linear layer on the decoder; losses use its full logits",
+            type(causal_lm).__name__,
+        )
+
+    @functools.wraps(original)
+    def forward(*args: Any, head_function: HeadFunction | None = None, **kwargs: Any) -> Any:
+        if head_function is None:
+            return original(*args, **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        if read_head is None:
+            logits_BTV = original(*args, **kwargs).logits
+            return head_function(logits_BTV, IdentityHead(logits_BTV.shape[-1]))
+        decoder: Any = causal_lm.base_model
+        return head_function(decoder(*args, **kwargs).last_hidden_state, read_head())
+
+    causal_lm.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+    causal_lm._tutelage_head = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _causal_lm(model: nn.Module) -> Any:
+    """The Hugging Face model inside data-parallel and PEFT wrappers."""
+    inner: Any = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def _head_reader(causal_lm: Any) -> Callable[[], Head] | None:
+    """A function that reads the head's present tensors, or None if dense logits are the only way.
+
+    What the architecture does between head and logits (soft-capping, scaling) is read from its config; whether
+    that is all it does is found by comparing a few logits, so an unknown architecture cannot be wrong silently.
+    """
+    layer = causal_lm.get_output_embeddings()
+    if type(layer) is not nn.Linear or causal_lm.base_model is causal_lm:
+        return None
+    config = causal_lm.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def read() -> Head:
+        return Head(weight=layer.weight, bias=layer.bias, softcap=softcap, scale=scale)
+
+    device = layer.weight.device
+    probe_BT = torch.arange(8, device=device).remainder(config.vocab_size)[None]
+    with inference_mode_of(causal_lm):
+        expected_BTV = causal_lm(input_ids=probe_BT, use_cache=False).logits.float()
+        hidden_BTD = causal_lm.base_model(input_ids=probe_BT, use_cache=False).last_hidden_state
+        logits_BTV = read().logits(hidden_BTD.flatten(0, 1)).view_as(expected_BTV)
+    coarse = layer.weight.dtype in (torch.bfloat16, torch.float16)
+    tolerance = (0.05 if coarse else 1e-4) * max(1.0, float(expected_BTV.abs().max()))
+    return read if float((expected_BTV - logits_BTV).abs().max()) <= tolerance else None

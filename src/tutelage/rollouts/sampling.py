@@ -1,0 +1,130 @@
+"""Sampling responses with `transformers`, from token ids to token ids. Not here: what is learnt from them.
+
+Every row draws from a random generator of its own, seeded by what the row is. A rollout therefore depends
+neither on the rows it is batched with, nor on their order, nor on the number of processes, nor on whether the
+run was interrupted; and the global random state is never touched.
+"""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from tutelage.models import inference_mode_of
+
+
+def rollout_seed(*identity: int) -> int:
+    """A 63-bit seed for (run seed, step, row, generation): the same identity, the same rollout."""
+    digest = hashlib.sha256(",".join(map(str, identity)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    *,
+    pad_token_id: int,
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 32,
+) -> list[list[int]]:
+    """One response per prompt, as token ids, the end-of-turn token included where the model produced one.
+
+    In evaluation mode, without gradients, with a key-value cache; every module's mode is restored, also when
+    generation raises. temperature 0 is greedy; otherwise `seeds` has one seed per prompt.
+    """
+    if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
+        raise ValueError(f"{len(prompts)} prompts need as many seeds, not {0 if seeds is None else len(seeds)}")
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    responses: dict[int, list[int]] = {}
+    with inference_mode_of(model):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            processors = LogitsProcessorList()
+            if temperature > 0 and seeds is not None:
+                if temperature != 1.0:
+                    processors.append(TemperatureLogitsWarper(temperature))
+                if top_p < 1.0:
+                    processors.append(TopPLogitsWarper(top_p))
+                processors.append(InverseCdfSampler([seeds[index] for index in indices], max_new_tokens))
+            batch = _generate_batch(
+                model, [prompts[index] for index in indices], pad_token_id, stop_ids, max_new_tokens, processors
+            )
+            responses.update(zip(indices, batch, strict=True))
+    return [responses[index] for index in range(len(prompts))]
+
+
+class InverseCdfSampler(LogitsProcessor):
+    """Draws each row's next token by inverting its cumulative distribution at that row's next uniform number.
+
+    `generate` then takes the argmax, which is the drawn token: sampling with one random generator a row, which
+    `do_sample=True` (one generator for the whole batch) does not offer.
+    """
+
+    def __init__(self, seeds: Sequence[int], max_new_tokens: int) -> None:
+        draws = [
+            torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            for seed in seeds
+        ]
+        self._uniform_BT = torch.stack(draws)
+        self._step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        cdf_BV = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
+        # The last entry may be 1 − ε: scaling the draw keeps it inside.
+        draw_B1 = self._uniform_BT[:, self._step, None].to(scores.device) * cdf_BV[:, -1:]
+        self._step += 1
+        tokens_B1 = torch.searchsorted(cdf_BV, draw_B1, right=True).clamp_(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, float("-inf")).scatter_(1, tokens_B1, 0.0)
+
+
+def _generate_batch(
+    model: Any,
+    prompts: Sequence[list[int]],
+    pad_token_id: int,
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+    processors: LogitsProcessorList,
+) -> list[list[int]]:
+    model = getattr(model, "module", model)
+    device = next(model.parameters()).device
+    width = max(len(prompt) for prompt in prompts)
+    ids_BT = torch.full((len(prompts), width), pad_token_id)
+    attention_BT = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
+        attention_BT[row, width - len(prompt) :] = 1
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad_token_id,
+        eos_token_id=sorted(stop_ids),
+        use_cache=True,
+    )
+    output_BT = model.generate(
+        input_ids=ids_BT.to(device),
+        attention_mask=attention_BT.to(device),
+        generation_config=config,
+        logits_processor=processors,
+    )
+    return [_up_to_stop(row, stop_ids) for row in output_BT[:, width:].tolist()]
+
+
+def _up_to_stop(tokens: list[int], stop_ids: Collection[int]) -> list[int]:
+    """The tokens up to and with the first end-of-turn token; what follows is padding, whatever its id."""
+    for index, token in enumerate(tokens):
+        if token in stop_ids:
+            return tokens[: index + 1]
+    return tokens

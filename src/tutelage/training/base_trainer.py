@@ -1,0 +1,227 @@
+"""What all trainers share: normalising by the optimizer step, metrics, evaluation, complete checkpoints.
+
+Not here: an objective's loss (`token_trainer.py`, `sdft_trainer.py`), building a trainer (`build.py`).
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer
+
+from tutelage.config import TrainingConfig
+from tutelage.errors import OutputError, TrainingError
+from tutelage.events import EventLog, Tag
+from tutelage.losses import TokenStats, token_objective
+from tutelage.models import head_forward, inference_mode_of
+from tutelage.training.checkpoints import mark_complete
+from tutelage.training.metrics import MetricSums
+
+logger = logging.getLogger(__name__)
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+class EpochSampler(Sampler[int]):
+    """A new order of the rows each epoch, a function of seed and epoch alone, so that resuming finds it again."""
+
+    def __init__(self, num_rows: int, seed: int) -> None:
+        self._num_rows = num_rows
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        return iter(torch.randperm(self._num_rows, generator=generator).tolist())
+
+
+class BaseTrainer(Trainer):
+    """A `transformers.Trainer` whose loss is Σ over the step's valid tokens / their number in the whole step.
+
+    The whole step means all micro-batches of gradient accumulation on all ranks: `prepare_step` counts.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, events: EventLog, eval_collate: Callable[..., dict[str, Any]], **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
+        self.config = config
+        self.eval_collate = eval_collate
+        self.events = events
+        # Loss and gradient are normalised over the accumulated step already: no division by the micro-batches.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.metrics = MetricSums()
+        self._tokens = 0
+        self._last_log = time.perf_counter()
+
+    # --- what an objective adds ---------------------------------------------------------------------------------
+
+    def prepare_step(self, batches: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+        """The batches of one optimizer step, made ready, and the number this rank's loss sum is divided by."""
+        return batches, sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+
+    def loss_sum(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """Σ of the loss over the valid positions of one micro-batch; records what it measures on the way."""
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+    def save_extra_state(self, folder: Path) -> None:
+        """State of the objective that a checkpoint needs besides what `transformers` saves."""
+
+    def load_extra_state(self, folder: Path) -> None:
+        """The reverse of `save_extra_state`."""
+
+    # --- the optimizer step -------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return EpochSampler(len(train_dataset or self.train_dataset), self.config.seed)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        batches, count = self.prepare_step(batches)
+        total = self.accelerator.reduce(torch.tensor(float(count), device=device), reduction="sum")
+        if not float(total) > 0:
+            places = ", ".join(place for batch in batches for place in batch["places"])
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: no token of {places} is trained; "
+                "check 'train', 'weight' and sdft_skip_tokens for these rows"
+            )
+        return batches, total
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        if num_items_in_batch is None or return_outputs:
+            raise TypeError("losses are computed within an optimizer step; evaluation has its own loop")
+        self._tokens += int(inputs["input_ids"].numel())
+        # Gradients are averaged over ranks, so each rank's share counts `num_processes` times.
+        return self.loss_sum(model, inputs) * self.accelerator.num_processes / num_items_in_batch
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # counts tokens by a rule of thumb that a rollout's teacher makes wrong; tokens/s says more
+
+    # --- metrics ------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs:
+            return  # transformers' closing summary; `Tag.END` has ours
+        is_training = "loss" in logs
+        if is_training:
+            now = time.perf_counter()
+            self.metrics.add("tokens_per_second", self._tokens * self.accelerator.num_processes, now - self._last_log)
+            self._tokens, self._last_log = 0, now
+            logs |= self.metrics.pop_means(self.accelerator)
+        try:
+            super().log(logs, start_time)
+        except OutputError:
+            raise
+        except Exception as error:  # a sink is somebody else's code: whatever it raises, training goes on
+            self.warn(f"a metrics sink failed: {error}")
+        if self.is_world_process_zero():
+            self.events.write(self.state.global_step, Tag.TRAIN if is_training else Tag.EVAL, logs)
+
+    def log_sinks(self, values: dict[str, float]) -> None:
+        """Hand metrics that were measured outside the loop (monitoring) to the sinks of `report_to`."""
+        self.callback_handler.on_log(self.args, self.state, self.control, dict(values))
+
+    def warn(self, message: str) -> None:
+        """Say it in the log and in the events; training goes on."""
+        logger.warning(message)
+        if self.is_world_process_zero():
+            self.events.write(self.state.global_step, Tag.WARNING, {"message": message})
+
+    def record_tokens(self, stats: TokenStats, prefix: str = "") -> None:
+        """Add NLL, mean probability and accuracy of these positions to the metrics."""
+        count = stats.nll.numel()
+        self.metrics.add(f"{prefix}nll", stats.nll.sum(), count)
+        self.metrics.add(f"{prefix}mean_token_probability", stats.probability.sum(), count)
+        self.metrics.add(f"{prefix}token_accuracy", stats.correct.sum(), count)
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        loader: DataLoader[Any] = DataLoader(
+            eval_dataset or self.eval_dataset, batch_size=self.args.eval_batch_size, collate_fn=self.eval_collate
+        )
+        return self.accelerator.prepare_data_loader(loader)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Token means over the whole test file: not a mean of batch means. `eval_loss` is the objective's loss on
+        the gold answers (cross-entropy for sdft, whose own loss needs rollouts); `eval_nll` compares objectives."""
+        metrics = MetricSums()
+        with inference_mode_of(self.model):
+            for batch in self.get_eval_dataloader(eval_dataset):
+                batch = self._prepare_inputs(batch)
+                loss_sum, stats = token_loss_sum(self.model, batch, "dft" if self.config.loss == "dft" else "nll")
+                count = stats.nll.numel()
+                metrics.add(f"{metric_key_prefix}_loss", loss_sum, count)
+                metrics.add(f"{metric_key_prefix}_nll", stats.nll.sum(), count)
+                metrics.add(f"{metric_key_prefix}_mean_token_probability", stats.probability.sum(), count)
+                metrics.add(f"{metric_key_prefix}_token_accuracy", stats.correct.sum(), count)
+        means = metrics.pop_means(self.accelerator)
+        self.log(means)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, means)
+        return means
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.is_world_process_zero():
+                self.save_extra_state(folder)
+                mark_complete(folder)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            # torch and safetensors report a full disk as their own errors
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OutputError(
+                f"{folder}: the checkpoint could not be written ({error}); free space there, "
+                "then continue the run with --resume"
+            ) from error
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            self.events.write(self.state.global_step, Tag.CHECKPOINT, {"folder": folder.name})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.load_extra_state(Path(resume_from_checkpoint))
+
+
+def token_loss_sum(model: Any, inputs: Mapping[str, Any], objective: Any) -> tuple[Tensor, TokenStats]:
+    """Σ weight · loss over the valid positions of a padded or packed batch, through the chunked head.
+
+    inputs: `input_ids` [B, T], `labels` [B, T] (unshifted, −100 ignored), `weights` [B, T] (of the token itself).
+    """
+    labels_BT, weights_BT = inputs["labels"], inputs["weights"]
+    predicts_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
+    predicts_BT[:, :-1] = labels_BT[:, 1:] != -100
+    targets_N = labels_BT[:, 1:][predicts_BT[:, :-1]]
+    weights_N = weights_BT[:, 1:][predicts_BT[:, :-1]]
+
+    def through_head(hidden_BTD: Tensor, head: Any) -> tuple[Tensor, TokenStats]:
+        result = token_objective(hidden_BTD[predicts_BT], head, targets_N, weights_N, objective)
+        return result.loss_sum, result.stats
+
+    return head_forward(model, {key: inputs[key] for key in MODEL_INPUTS if key in inputs}, through_head)

@@ -1,0 +1,80 @@
+"""`run.json`: what is needed to say later what a run was. Not here: what it measured (`events.py`)."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.config import TrainingConfig
+from tutelage.data.conversations import data_hash
+from tutelage.errors import OutputError
+
+RECORDED_PACKAGES = ("tutelage", "torch", "transformers", "peft", "accelerate")
+
+
+def run_name(config: TrainingConfig) -> str:
+    """`sft-3f2a91c0`: the objective and a hash of all options."""
+    canonical = json.dumps(config.flat(), sort_keys=True)
+    return f"{config.loss}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+
+def describe_run(config: TrainingConfig) -> dict[str, Any]:
+    """Config with resolved defaults, versions, data hashes, git commit, seed and hardware."""
+    files = [config.training_file, config.test_file, *config.logp_callback_datasets.values()]
+    return {
+        "config": config.flat(),
+        "seed": config.seed,
+        "data": {str(path): data_hash(path) for path in files if path is not None},
+        "versions": {"python": platform.python_version()}
+        | {package: metadata.version(package) for package in RECORDED_PACKAGES},
+        "git_commit": _git_commit(),
+        "hardware": _hardware(),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step: whoever looks sees the old file, the new one, or none."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
+        ) as file:
+            temporary = Path(file.name)
+            try:
+                json.dump(content, file, indent=2, ensure_ascii=False)
+                file.flush()
+                temporary.chmod(0o644)
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir"
+        ) from error
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder the run was started in; None outside a repository."""
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

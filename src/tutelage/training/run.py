@@ -1,0 +1,204 @@
+"""`train(config)`: from a config to a run folder, and `Run`, what was left there. Not here: the training loop."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PrinterCallback, ProgressCallback, set_seed
+
+from tutelage.config import TrainingConfig
+from tutelage.data.conversations import data_hash
+from tutelage.errors import Interrupted, OutputError, ResumeError, TutelageError
+from tutelage.events import Event, EventLog, JsonLinesFile, Tag
+from tutelage.models import LoadedModel, load_model
+from tutelage.monitoring import Monitor
+from tutelage.training.build import build_trainer
+from tutelage.training.callbacks import MoveTeacher, ShowProgress, StopOnSignal
+from tutelage.training.checkpoints import latest_checkpoint
+from tutelage.training.export import export_model
+from tutelage.training.inputs import TrainingInputs, prepare_inputs
+from tutelage.training.record import describe_run, run_name, write_json
+from tutelage.training.sdft_trainer import SdftTrainer
+from tutelage.training.teacher_check import check_demonstrations
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its config and what it logged."""
+
+    path: Path
+    config: TrainingConfig
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Run":
+        """A run on disk. Raises ResumeError where the folder is none."""
+        path = Path(path)
+        try:
+            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResumeError(f"{path}: not a run (no readable run.json); pass the run's own folder") from error
+        return cls(path, TrainingConfig(**record["config"]))
+
+    def events(self, *tags: Tag) -> list[Event]:
+        """Events in order; those of abandoned steps are left out."""
+        return EventLog(self.path / "events.jsonl").read(*tags)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The newest value of every training, evaluation and monitoring metric."""
+        newest: dict[str, Any] = {}
+        for event in self.events(Tag.TRAIN, Tag.EVAL, Tag.MONITORING):
+            newest |= event.values
+        return newest
+
+    @property
+    def model_path(self) -> Path:
+        """The trained model: `model/`, or `adapter/` if it was not merged."""
+        return next(
+            (self.path / name for name in ("model", "adapter") if (self.path / name).is_dir()), self.path / "model"
+        )
+
+    def load(self) -> LoadedModel:
+        """The trained model and its tokenizer, ready to use."""
+        return load_model(self.config, str(self.model_path))
+
+
+def train(config: TrainingConfig, *, resume: Path | str | None = None, console: Console | None = None) -> Run:
+    """Train as the config says and return the run.
+
+    resume: the folder of a run to continue from its newest complete checkpoint; its own config is used, and
+    `config` must be that. Raises TutelageError; on ctrl-C `Interrupted`, after a checkpoint was written.
+    """
+    resume_run = Path(resume) if resume is not None else None
+    checkpoint = latest_checkpoint(resume_run) if resume_run else None
+    run_path = resume_run or config.output_dir or Path("runs") / run_name(config)
+    is_main = os.environ.get("RANK", "0") == "0"
+    if resume_run is None and is_main:
+        _require_new_folder(run_path)
+    inputs = prepare_inputs(config)
+    if resume_run is not None:
+        _require_same_data(resume_run, config)
+    set_seed(config.seed)
+    loaded = load_model(config, inputs.source)
+    if is_main:
+        _make_folder(run_path)
+        if resume_run is None:
+            write_json(run_path / "run.json", describe_run(config))
+    console = console or Console(stderr=True)
+    with _log_file(run_path / "log.txt" if is_main else None):
+        for warning in inputs.warnings:
+            logger.warning(warning)
+            console.print(f"warning: {warning}", highlight=False, markup=False)
+        _run_trainer(config, inputs, loaded, run_path, checkpoint, console if is_main else Console(quiet=True))
+    return Run(run_path, config)
+
+
+def _run_trainer(
+    config: TrainingConfig,
+    inputs: TrainingInputs,
+    loaded: LoadedModel,
+    run_path: Path,
+    checkpoint: Path | None,
+    console: Console,
+) -> None:
+    events = EventLog(run_path / "events.jsonl")
+    trainer = build_trainer(config, inputs, loaded, run_path, events)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    progress = ShowProgress(config.loss, console)
+    stop = StopOnSignal()
+    if isinstance(trainer, SdftTrainer):
+        trainer.add_callback(MoveTeacher(trainer))
+    monitor = Monitor(
+        config, inputs.template, inputs.tokenizer, events, JsonLinesFile(run_path / "samples.jsonl"), trainer.log_sinks
+    )
+    monitor.setup(loaded.model)
+    if trainer.is_world_process_zero():
+        from_step = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+        events.write(from_step, Tag.START, {"from_step": from_step})
+        for warning in inputs.warnings:
+            events.write(from_step, Tag.WARNING, {"message": warning})
+    if isinstance(trainer, SdftTrainer) and checkpoint is None:
+        check_demonstrations(trainer, inputs.train_items, console)
+    for callback in (monitor, progress, stop):
+        trainer.add_callback(callback)
+    reason = "failed"
+    try:
+        with stop:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        reason = "interrupted" if stop.stopped else "finished"
+        if not stop.stopped:
+            export_model(config, trainer, loaded, run_path)
+    finally:
+        progress.close()
+        if trainer.is_world_process_zero():
+            # The error in flight says more than a second one about the same full disk.
+            with contextlib.suppress(OutputError) if reason == "failed" else contextlib.nullcontext():
+                events.write(trainer.state.global_step, Tag.END, {"reason": reason})
+    if reason == "interrupted":
+        raise Interrupted(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            f"continue with: tutelage train --resume {run_path}"
+        )
+
+
+def _require_new_folder(path: Path) -> None:
+    """Refuse a folder that holds something or cannot be written, before any work is done; leaves nothing behind."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        what = "the folder is not empty" if path.is_dir() else "this is a file"
+        raise OutputError(f"{path}: {what}; choose another output_dir, or continue that run with --resume")
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    probe = existing / f".tutelage-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
+
+
+def _require_same_data(run: Path, config: TrainingConfig) -> None:
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    for path in (config.training_file, config.test_file):
+        if path is not None and record["data"].get(str(path)) != data_hash(path):
+            raise ResumeError(f"{path}: changed since {run} began; put the old file back, or start a new run")
+
+
+@contextlib.contextmanager
+def _log_file(path: Path | None) -> Iterator[None]:
+    """Everything this package logs goes to `log.txt` too."""
+    if path is None:
+        yield
+        return
+    package = logging.getLogger("tutelage")
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    except TutelageError as error:
+        logger.error("%s", error)
+        raise
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()

@@ -1,0 +1,242 @@
+"""sdft: the student samples, the teacher (itself, having seen the demonstration) grades every token.
+
+    L(θ) = (1/K) Σ_{t ∈ response} D( π_θ(·|y_<t, x) , π_φ(·|y_<t, x, c) ),   y ~ π_θ(·|x)      arXiv:2601.19897
+
+All rollouts of an optimizer step are sampled before its first backward pass: K has to be known, and one large
+batch samples faster than many small ones. Not here: sampling and the teacher's weights (`rollouts`).
+"""
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.config import SdftConfig
+from tutelage.data.prepare import DistillationRow
+from tutelage.events import JsonLinesFile
+from tutelage.losses import AnyHead, Divergence, Head, divergence_objective
+from tutelage.models import head_forward, inference_mode_of, response_log_probs
+from tutelage.models.scoring import response_inputs
+from tutelage.rollouts import Teacher, TemplatePhrases, generate, rollout_seed
+from tutelage.training.base_trainer import BaseTrainer
+
+SHOWN_ROLLOUTS = 4
+"""Rollouts of a step that go to `samples.jsonl`."""
+
+TEACHER_FILE = "teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A response to one row's prompt. Off policy, it is the gold answer."""
+
+    row: DistillationRow
+    response: list[int]
+    on_policy: bool
+
+
+class SdftTrainer(BaseTrainer):
+    """Self-distillation fine-tuning. `samples` receives a few rollouts every `logging_steps`."""
+
+    def __init__(self, *, samples: JsonLinesFile, stop_ids: Sequence[int], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        objective = self.config.objective
+        assert isinstance(objective, SdftConfig)
+        self.sdft = objective
+        self.samples = samples
+        self.stop_ids = set(stop_ids)
+        self.tokenizer: Any = self.processing_class
+        self.teacher = Teacher(self.model, objective)
+        self.phrases = TemplatePhrases(objective.demo_template)
+        self.divergence = Divergence(
+            kind=objective.divergence,
+            beta=objective.jsd_beta,
+            estimator=objective.estimator,
+            top_k=objective.topk,
+            temperature=objective.loss_temperature,
+        )
+
+    # --- before the step: rollouts and the teacher's view of them -------------------------------------------------
+
+    def prepare_step(self, batches: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+        rows_of_batches: list[list[DistillationRow]] = [batch["rows"] for batch in batches]
+        started = time.perf_counter()
+        rollouts = self.sample([row for rows in rows_of_batches for row in rows])
+        sampled = sum(len(rollout.response) for rollout in rollouts if rollout.on_policy)
+        self.metrics.add("rollout_tokens_per_second", sampled, time.perf_counter() - started)
+        self._record_rollouts(rollouts)
+        prepared: list[dict[str, Any]] = []
+        taken = 0
+        per_row = self.sdft.num_generations
+        with self.teacher.applied(self.model), inference_mode_of(self.model):
+            for rows in rows_of_batches:
+                share = rollouts[taken : taken + len(rows) * per_row]
+                taken += len(share)
+                prepared.append(self._batch_for_student(share))
+        self._record_gold_gain([row for rows in rows_of_batches for row in rows])
+        self.metrics.add("teacher_distance", self.teacher.distance(self.model), 1)
+        if self.sdft.normalization == "token":
+            return prepared, sum(int(batch["mask_N"].sum()) for batch in prepared)
+        return prepared, sum(batch["sequences"] for batch in prepared)
+
+    def sample(self, rows: Sequence[DistillationRow]) -> list[Rollout]:
+        """`num_generations` responses per row from the present student, gold answers for the off-policy share."""
+        step = self.state.global_step
+        requests = [(row, index) for row in rows for index in range(self.sdft.num_generations)]
+        seeds = [rollout_seed(self.config.seed, step, row.row, index) for row, index in requests]
+        on_policy = [random.Random(seed).random() >= self.sdft.off_policy_fraction for seed in seeds]
+        wanted = [index for index, sampled in enumerate(on_policy) if sampled]
+        responses = generate(
+            self.model,
+            [requests[index][0].prompt_ids for index in wanted],
+            pad_token_id=self.tokenizer.pad_token_id,
+            stop_ids=self.stop_ids,
+            max_new_tokens=self.sdft.max_new_tokens,
+            temperature=self.sdft.temperature,
+            top_p=self.sdft.top_p,
+            seeds=[seeds[index] for index in wanted],
+        )
+        sampled = dict(zip(wanted, responses, strict=True))
+        return [
+            Rollout(row, sampled[index], True) if index in sampled else Rollout(row, list(row.gold_ids), False)
+            for index, (row, _) in enumerate(requests)
+        ]
+
+    def _batch_for_student(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+        """The student's inputs, and hidden states of the teacher at the same response tokens.
+
+        Called while the teacher's weights are in place. Both sides hold the same response ids, so position n of
+        one is position n of the other.
+        """
+        pad, device = self.tokenizer.pad_token_id, self.args.device
+        pairs = [(rollout.row.prompt_ids, rollout.response) for rollout in rollouts]
+        inputs, predicts_BT = response_inputs(pairs, pad, device)
+        views = [(rollout.row.teacher_prompt_ids, rollout.response) for rollout in rollouts]
+        teacher_inputs, teacher_predicts_BT = response_inputs(views, pad, device)
+
+        def hidden(hidden_BTD: Tensor, head: AnyHead) -> tuple[Tensor, AnyHead]:
+            return hidden_BTD[teacher_predicts_BT], self._own_copy(head)
+
+        teacher_hidden_ND, teacher_head = head_forward(
+            self.accelerator.unwrap_model(self.model), teacher_inputs, hidden
+        )
+        lengths = [len(rollout.response) for rollout in rollouts]
+        trained = [max(length - self.sdft.skip_tokens, 0) for length in lengths]
+        mask_N = torch.cat([torch.arange(length) >= self.sdft.skip_tokens for length in lengths]).to(device)
+        weight_of_row = [
+            rollout.row.weight / (count if self.sdft.normalization == "sequence" else 1) if count else 0.0
+            for rollout, count in zip(rollouts, trained, strict=True)
+        ]
+        weights_N = torch.tensor(weight_of_row).repeat_interleave(torch.tensor(lengths)).to(device) * mask_N
+        return inputs | {
+            "predicts_BT": predicts_BT,
+            "tokens_N": torch.tensor([token for rollout in rollouts for token in rollout.response], device=device),
+            "mask_N": mask_N & (weights_N > 0),
+            "weights_N": weights_N,
+            "teacher_hidden_ND": teacher_hidden_ND,
+            "teacher_head": teacher_head,
+            "sequences": sum(weight > 0 for weight in weight_of_row),
+            "places": [rollout.row.place for rollout in rollouts],
+        }
+
+    @staticmethod
+    def _own_copy(head: AnyHead) -> AnyHead:
+        """The teacher's head: the student's own where that is frozen, else a copy made while φ is in place."""
+        if not isinstance(head, Head) or not head.weight.requires_grad:
+            return head
+        bias = None if head.bias is None else head.bias.detach().clone()
+        return Head(head.weight.detach().clone(), bias, head.softcap, head.scale)
+
+    # --- the loss -------------------------------------------------------------------------------------------------
+
+    def loss_sum(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        mask_N = inputs["mask_N"]
+
+        def through_head(hidden_BTD: Tensor, head: AnyHead) -> Any:
+            return divergence_objective(
+                hidden_BTD[inputs["predicts_BT"]][mask_N],
+                head,
+                inputs["teacher_hidden_ND"][mask_N],
+                inputs["teacher_head"],
+                inputs["tokens_N"][mask_N],
+                inputs["weights_N"][mask_N],
+                self.divergence,
+            )
+
+        result = head_forward(
+            model, {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}, through_head
+        )
+        stats, count = result.stats, int(mask_N.sum())
+        self.metrics.add("reverse_kl", stats.reverse_kl.sum(), count)
+        self.metrics.add("forward_kl", stats.forward_kl.sum(), count)
+        self.metrics.add("student_entropy", stats.student_entropy.sum(), count)
+        self.metrics.add("teacher_entropy", stats.teacher_entropy.sum(), count)
+        self.metrics.add("rollout_gain", (stats.teacher_logp - stats.student_logp).sum(), count)
+        self.metrics.add("nll", -stats.student_logp.sum(), count)
+        return result.loss_sum
+
+    # --- what is logged -------------------------------------------------------------------------------------------
+
+    def _record_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        sampled = [rollout for rollout in rollouts if rollout.on_policy]
+        truncated = [rollout for rollout in sampled if rollout.response[-1] not in self.stop_ids]
+        texts = self.tokenizer.batch_decode([rollout.response for rollout in sampled], skip_special_tokens=True)
+        leaks = [
+            self.phrases.leaked(text, rollout.row.question, rollout.row.demonstration_text)
+            for text, rollout in zip(texts, sampled, strict=True)
+        ]
+        self.metrics.add("response_length", sum(len(rollout.response) for rollout in sampled), len(sampled))
+        self.metrics.add("truncated_share", len(truncated), len(sampled))
+        self.metrics.add("template_leak_share", sum(leaks), len(sampled))
+        step = self.state.global_step + 1
+        if self.is_world_process_zero() and step % self.config.logging_steps == 0:
+            for text, leak, rollout in list(zip(texts, leaks, sampled, strict=True))[:SHOWN_ROLLOUTS]:
+                self.samples.append(
+                    {
+                        "step": step,
+                        "tag": "rollout",
+                        "place": rollout.row.place,
+                        "question": rollout.row.question,
+                        "demonstration": rollout.row.demonstration_text,
+                        "response": text,
+                        "template_leak": leak,
+                    }
+                )
+
+    def _record_gold_gain(self, rows: Sequence[DistillationRow]) -> None:
+        gain = self.demonstration_gain(rows[: self.sdft.gold_gain_rows])
+        self.metrics.add("gold_gain", gain.with_demonstration - gain.without, gain.tokens)
+
+    def demonstration_gain(self, rows: Sequence[DistillationRow]) -> "Gain":
+        """Σ log p of the gold answers: the teacher's with the demonstration, and the student's without it."""
+        pad = self.tokenizer.pad_token_id
+        plain = response_log_probs(self.model, [(row.prompt_ids, row.gold_ids) for row in rows], pad)
+        with self.teacher.applied(self.model):
+            shown = response_log_probs(self.model, [(row.teacher_prompt_ids, row.gold_ids) for row in rows], pad)
+        return Gain(
+            with_demonstration=float(sum(logp.sum() for logp in shown)),
+            without=float(sum(logp.sum() for logp in plain)),
+            tokens=sum(len(row.gold_ids) for row in rows),
+        )
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def save_extra_state(self, folder: Path) -> None:
+        self.teacher.save(folder / TEACHER_FILE)
+
+    def load_extra_state(self, folder: Path) -> None:
+        self.teacher.load(folder / TEACHER_FILE)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Summed log-probabilities in nats of `tokens` gold tokens, with and without the demonstration."""
+
+    with_demonstration: float
+    without: float
+    tokens: int

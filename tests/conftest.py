@@ -1,0 +1,14 @@
+"""Settings for every test: no network, few threads, no deadlines on a busy machine."""
+
+import os
+
+# Before torch and tokenizers are imported; child processes inherit them. Torch itself stays unimported here, so
+# that tests of the torch-free layers start fast.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from hypothesis import settings
+
+settings.register_profile("tutelage", deadline=None)
+settings.load_profile("tutelage")
