@@ -34,7 +34,7 @@ def bootstrap_interval(scores: Scores, *, level: float = 0.95, resamples: int = 
     """Percentile bootstrap of the mean score.
 
     In every resample seeds and items are drawn with replacement, each on its own, and all drawn seeds meet the same
-    drawn items (the pigeonhole bootstrap, Owen 2007, arXiv:0712.1111). With one seed it is the usual bootstrap over
+    drawn items (Owen, "The pigeonhole bootstrap", 2007). With one seed it is the usual bootstrap over
     items, and what another seed would change is not in the interval. The same `seed` gives the same interval.
     Raises ShapeError for no scores, rows of different length, or a score that is not finite.
     """

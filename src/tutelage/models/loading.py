@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,12 +95,15 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
     tokenizer = load_tokenizer(source)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     attach_head(model)
-    if adapter.exists():
-        model = PeftModel.from_pretrained(model, source, is_trainable=config.is_peft)
-        if not config.is_peft:
-            model = model.merge_and_unload()
-    elif config.is_peft:
-        model = _add_lora(model, config)
+    if config.gradient_checkpointing:
+        _enable_checkpointing(model)
+    with _without_peft_deprecations():
+        if adapter.exists():
+            model = PeftModel.from_pretrained(model, source, is_trainable=config.is_peft)
+            if not config.is_peft:
+                model = model.merge_and_unload()
+        elif config.is_peft:
+            model = _add_lora(model, config)
     if not config.is_peft:
         model.requires_grad_(True)
     return LoadedModel(model=model, tokenizer=tokenizer, source=base)
@@ -137,6 +143,22 @@ def _add_lora(model: Any, config: TrainingConfig) -> Any:
             f"target_modules {config.target_modules} are not in {type(model).__name__}; "
             f"its linear layers are called {', '.join(names)}"
         ) from error
+
+
+def _enable_checkpointing(model: Any) -> None:
+    """Under the name that this release of transformers has for it."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@contextmanager
+def _without_peft_deprecations() -> Iterator[None]:
+    """PEFT 0.21 asks models for an attribute that transformers 5.23 has renamed: nothing a user could mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _is_linear(layer: Any) -> bool:

@@ -130,18 +130,9 @@ class BaseTrainer(Trainer):
             self.metrics.add("tokens_per_second", self._tokens * self.accelerator.num_processes, now - self._last_log)
             self._tokens, self._last_log = 0, now
             logs |= self.metrics.pop_means(self.accelerator)
-        try:
-            super().log(logs, start_time)
-        except OutputError:
-            raise
-        except Exception as error:  # a sink is somebody else's code: whatever it raises, training goes on
-            self.warn(f"a metrics sink failed: {error}")
+        super().log(logs, start_time)
         if self.is_world_process_zero():
             self.events.write(self.state.global_step, Tag.TRAIN if is_training else Tag.EVAL, logs)
-
-    def log_sinks(self, values: dict[str, float]) -> None:
-        """Hand metrics that were measured outside the loop (monitoring) to the sinks of `report_to`."""
-        self.callback_handler.on_log(self.args, self.state, self.control, dict(values))
 
     def warn(self, message: str) -> None:
         """Say it in the log and in the events; training goes on."""

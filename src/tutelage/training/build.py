@@ -65,11 +65,9 @@ def training_arguments(config: TrainingConfig, run: Path, has_test_file: bool) -
             save_total_limit=config.save_total_limit,
             eval_strategy=config.test_file_eval_strategy if has_test_file else "no",
             eval_steps=config.test_file_eval_steps,
-            report_to=list(config.report_to) or "none",
+            report_to="none",  # `monitoring.Sinks` drives them, so that one that fails cannot stop the run
             remove_unused_columns=False,
             label_names=[],
-            gradient_checkpointing=config.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
             bf16=gpu and torch.cuda.is_bf16_supported(),
             use_cpu=not gpu,
             dataloader_pin_memory=gpu,

@@ -17,7 +17,7 @@ from tutelage.data.conversations import data_hash
 from tutelage.errors import Interrupted, OutputError, ResumeError, TutelageError
 from tutelage.events import Event, EventLog, JsonLinesFile, Tag
 from tutelage.models import LoadedModel, load_model
-from tutelage.monitoring import Monitor
+from tutelage.monitoring import Monitor, Sinks
 from tutelage.training.build import build_trainer
 from tutelage.training.callbacks import MoveTeacher, ShowProgress, StopOnSignal
 from tutelage.training.checkpoints import latest_checkpoint
@@ -117,9 +117,9 @@ def _run_trainer(
     stop = StopOnSignal()
     if isinstance(trainer, SdftTrainer):
         trainer.add_callback(MoveTeacher(trainer))
-    monitor = Monitor(
-        config, inputs.template, inputs.tokenizer, events, JsonLinesFile(run_path / "samples.jsonl"), trainer.log_sinks
-    )
+    sinks = Sinks(config.report_to, events)
+    samples = JsonLinesFile(run_path / "samples.jsonl")
+    monitor = Monitor(config, inputs.template, events, samples, sinks)
     monitor.setup(loaded.model)
     if trainer.is_world_process_zero():
         from_step = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
@@ -128,7 +128,7 @@ def _run_trainer(
             events.write(from_step, Tag.WARNING, {"message": warning})
     if isinstance(trainer, SdftTrainer) and checkpoint is None:
         check_demonstrations(trainer, inputs.train_items, console)
-    for callback in (monitor, progress, stop):
+    for callback in (sinks, monitor, progress, stop):
         trainer.add_callback(callback)
     reason = "failed"
     try:

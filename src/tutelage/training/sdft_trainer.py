@@ -185,7 +185,7 @@ class SdftTrainer(BaseTrainer):
     def _record_rollouts(self, rollouts: Sequence[Rollout]) -> None:
         sampled = [rollout for rollout in rollouts if rollout.on_policy]
         truncated = [rollout for rollout in sampled if rollout.response[-1] not in self.stop_ids]
-        texts = self.tokenizer.batch_decode([rollout.response for rollout in sampled], skip_special_tokens=True)
+        texts = [self.tokenizer.decode(rollout.response, skip_special_tokens=True) for rollout in sampled]
         leaks = [
             self.phrases.leaked(text, rollout.row.question, rollout.row.demonstration_text)
             for text, rollout in zip(texts, sampled, strict=True)
