@@ -12,6 +12,9 @@ from tutelage.models import WeightCopy
 from tutelage.monitoring import delta_w_norm, weight_diff_norm
 from tutelage.monitoring.drift import product_change_norm
 
+# PEFT 0.21 asks for an attribute that transformers 5.23 has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
 
 def matrix(*rows: list[float]) -> torch.Tensor:
     return torch.tensor(rows)

@@ -13,6 +13,9 @@ from tutelage.models import WeightCopy
 from tutelage.monitoring import KlToBase, everyday_prompts
 from tutelage.rollouts import generate
 
+# PEFT 0.21 asks for an attribute that transformers 5.23 has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
 TOKENIZER = tiny_tokenizer()
 TEMPLATE = ChatTemplate(TOKENIZER)
 END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")

@@ -1,0 +1,68 @@
+"""The command line as a user meets it: in this process (fast) or in one of its own (real), and what it left."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.small_runs import small_config
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+COMMAND = [sys.executable, "-W", "error", "-m", "tutelage"]
+"""Warnings are errors there too."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left on the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Terminal:
+    """Calls `tutelage` in this process, with its own `main`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> Finished:
+        from tutelage.cli import main
+
+        self._monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, arguments)])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            main()
+        captured = self._capsys.readouterr()
+        return Finished(int(exited.value.code or 0), captured.out, captured.err)
+
+
+def in_a_process(*arguments: object) -> Finished:
+    """Calls `tutelage` in a process of its own."""
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def config_file(folder: Path, name: str = "run", without: Sequence[str] = (), **options: Any) -> Path:
+    """A small run of the tiny model as a YAML file; its run folder is `folder / name`."""
+    values = small_config(folder, name).flat() | options
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if key not in without}))
+    return path
+
+
+def files_below(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder with its content: what must be the same after a refusal."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
