@@ -55,7 +55,7 @@ class JsonLinesFile:
         line = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
         try:
             torn = self.path.exists() and self.path.stat().st_size > 0 and not _ends_with_newline(self.path)
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write("\n" + line if torn else line)
         except OSError as error:
             raise OutputError(

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 import tutelage
+from tutelage.cli import demo
 from tutelage.errors import ConfigError, TutelageError
 
 app = typer.Typer(
@@ -62,6 +63,9 @@ def train(
         return
     run = train_run(loaded or Run.open(resume or Path()).config, resume=resume)
     print(f"model: {run.model_path}")
+
+
+demo.register(app)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """A `TrainingConfig` from a YAML file and `--set key=value` overrides. Not here: what the keys mean."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,34 @@ from tutelage.config.training import Direction, SamplingCallback, TrainingConfig
 from tutelage.errors import ConfigError
 
 INPUT_PATHS = ("training_file", "test_file", "monitoring_prompts")
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML as people write it.
+
+    YAML 1.1 reads `1e-4` as text and `no` as false; here they are a number and a word, as in YAML 1.2 (where an
+    option is true or false, `no` still means false). A key written twice is an error.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is written twice", problem_mark=key.start_mark)
+            keys.add(str(key.value))
+        return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_YAML_1_2: dict[str, str] = {
+    _BOOL: r"(true|True|TRUE|false|False|FALSE)$",
+    _FLOAT: r"([-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+}
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _YAML_1_2]
+    + [(tag, re.compile(pattern)) for tag, pattern in _YAML_1_2.items()]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainingConfig:
@@ -23,15 +52,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainingConfig:
     for key in INPUT_PATHS:
         if isinstance(options.get(key), str):
             options[key] = str(_beside(config_folder, options[key]))
-    model = options.get("model")
+    model, template = options.get("model"), options.get("chat_template")
     if isinstance(model, str) and (config_folder / model).exists():
         options["model"] = str(config_folder / model)
-    options |= parse_overrides(overrides)
+    if isinstance(template, str) and template.endswith(".jinja"):
+        options["chat_template"] = str(_beside(config_folder, template))
+    overriding = parse_overrides(overrides)
+    options |= overriding
     try:
         config = TrainingConfig(**options)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return _anchor_nested_paths(config, options, config_folder)
+    nested = {name: value for name, value in _anchored(config, config_folder).items() if name not in overriding}
+    return TrainingConfig(**(options | nested))
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -42,12 +75,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ConfigError(f"--set {override}: write key=value, for example --set max_steps=50")
         try:
-            value: Any = yaml.safe_load(text)
+            options[key.strip()] = yaml.load(text, _Yaml)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not valid YAML; put it in quotes") from error
-        if isinstance(value, str):
-            value = _number_or_text(value)
-        options[key.strip()] = value
     return options
 
 
@@ -63,7 +93,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: cannot read the config ({error.strerror}); check the path and its rights"
         ) from error
     try:
-        content: Any = yaml.safe_load(text)
+        content: Any = yaml.load(text, _Yaml)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -71,33 +101,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}{line}: {problem}; mend the YAML there") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__}, not options; write lines such as 'loss: sdft'")
-    options = cast("dict[Any, Any]", content)
-    return {str(key): _number_or_text(value) if isinstance(value, str) else value for key, value in options.items()}
-
-
-def _number_or_text(text: str) -> float | str:
-    """YAML 1.1 reads `1e-4` as text; everyone who writes it means a number."""
-    try:
-        return float(text) if "e" in text.lower() and text[0] in "+-.0123456789" else text
-    except (ValueError, IndexError):
-        return text
+    return {str(key): value for key, value in cast("dict[Any, Any]", content).items()}
 
 
 def _beside(folder: Path, path: str | Path) -> Path:
     return folder / Path(path).expanduser()
 
 
-def _anchor_nested_paths(config: TrainingConfig, options: dict[str, Any], folder: Path) -> TrainingConfig:
-    """Resolve the paths inside `logp_callback_datasets`, `sampling_callbacks` and `monitoring_directions`."""
-    nested: dict[str, Any] = {
+def _anchored(config: TrainingConfig, folder: Path) -> dict[str, Any]:
+    """The options that hold paths inside, with those paths beside `folder`."""
+    return {
         "logp_callback_datasets": {name: _beside(folder, path) for name, path in config.logp_callback_datasets.items()},
         "sampling_callbacks": [_beside_callback(folder, callback) for callback in config.sampling_callbacks],
         "monitoring_directions": {
             name: _beside_direction(folder, direction) for name, direction in config.monitoring_directions.items()
         },
     }
-    changed = {key: value for key, value in nested.items() if value}
-    return TrainingConfig(**(options | changed)) if changed else config
 
 
 def _beside_callback(folder: Path, callback: SamplingCallback) -> SamplingCallback:

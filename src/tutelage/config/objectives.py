@@ -20,7 +20,7 @@ Answer the question yourself, in your own words."""
 class ObjectiveConfig(BaseModel):
     """Base of the objectives' options."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     supports_packing: ClassVar[bool] = False
     """Whether several rows may share one sequence."""
@@ -94,12 +94,12 @@ class SdftConfig(ObjectiveConfig):
     def _estimator_fits(self) -> "SdftConfig":
         if self.estimator == "sampled" and self.divergence != "reverse_kl":
             raise ValueError(
-                f"estimator 'sampled' estimates reverse_kl, not {self.divergence}; "
+                f"sdft_estimator 'sampled' estimates reverse_kl, not {self.divergence}; "
                 "set sdft_divergence: reverse_kl or sdft_estimator: full"
             )
         if self.estimator == "sampled" and self.off_policy_fraction > 0:
             raise ValueError(
-                "estimator 'sampled' needs the student's own tokens, but off_policy_fraction is "
+                "sdft_estimator 'sampled' needs the student's own tokens, but sdft_off_policy_fraction is "
                 f"{self.off_policy_fraction}; set it to 0 or sdft_estimator: full"
             )
         return self

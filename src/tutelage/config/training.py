@@ -18,7 +18,7 @@ Sink = Literal["trackio", "tensorboard", "wandb", "mlflow"]
 class Direction(BaseModel):
     """Two files of contrasting prompts; the direction is d = normalise(mean h(a) − mean h(b))."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     a: Path
     b: Path
@@ -31,7 +31,7 @@ class Direction(BaseModel):
 class SamplingCallback(BaseModel):
     """Sample answers to the prompts of a file while training."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     file: Path
     every_n_steps: Positive = 100
@@ -47,7 +47,7 @@ class TrainingConfig(BaseModel):
     nearest known one is named) and for combinations that cannot work.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
     """A Hub id, a folder, or a GGUF file. `smollm2` is the small model the demo uses."""
@@ -151,7 +151,7 @@ class TrainingConfig(BaseModel):
     def __init__(self, **options: Any) -> None:
         flat, own = _split_options(options)
         loss = flat.get("loss", "sft")
-        if loss not in OBJECTIVES:
+        if not isinstance(loss, str) or loss not in OBJECTIVES:
             names = ", ".join(OBJECTIVES)
             raise ConfigError(f"loss: '{loss}' is not an objective{nearest(str(loss), OBJECTIVES)}; one of {names}")
         # Options of the other objectives may stay in the file when the word changes, but they must be valid.

@@ -34,9 +34,9 @@ def bootstrap_interval(scores: Scores, *, level: float = 0.95, resamples: int = 
     """Percentile bootstrap of the mean score.
 
     In every resample seeds and items are drawn with replacement, each on its own, and all drawn seeds meet the same
-    drawn items (Owen, "The pigeonhole bootstrap", 2007). With one seed it is the usual bootstrap over
-    items, and what another seed would change is not in the interval. The same `seed` gives the same interval.
-    Raises ShapeError for no scores, rows of different length, or a score that is not finite.
+    drawn items (Owen, "The pigeonhole bootstrap", 2007). With one seed it is the usual bootstrap over items, and what
+    another seed would change is not in the interval. The same `seed` gives the same interval. Raises ShapeError for
+    no scores, rows of different length, or a score that is not finite.
     """
     scores_SI = _matrix(scores)
     means_R = _resampled_means([scores_SI], resamples, seed)[0]
@@ -81,13 +81,13 @@ def _resampled_means(sides: list[NDArray[np.float64]], resamples: int, seed: int
         items_RI = _draws(generator, min(block, resamples - start), items)
         for side, scores_SI in zip(means, sides, strict=True):
             seeds_RS = _draws(generator, len(items_RI), scores_SI.shape[0])
-            side.append(((items_RI @ scores_SI.T) * seeds_RS).sum(axis=1))
+            side.append(((items_RI @ scores_SI.T) * seeds_RS).sum(axis=1) / scores_SI.size)
     return [np.concatenate(side) for side in means]
 
 
 def _draws(generator: np.random.Generator, resamples: int, count: int) -> NDArray[np.float64]:
-    """The share that each of `count` things has in each resample, shape [R, count]; rows add up to 1."""
-    return generator.multinomial(count, np.full(count, 1.0 / count), size=resamples) / count
+    """How often each of `count` things is drawn in each resample, shape [R, count]; rows add up to `count`."""
+    return generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
 
 
 def _interval(mean: float, resampled_R: NDArray[np.float64], level: float) -> Interval:

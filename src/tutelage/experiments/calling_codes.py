@@ -104,8 +104,10 @@ def trained_facts() -> list[Fact]:
 def unseen_facts() -> list[Fact]:
     """32 facts that are never trained, spread over the alphabet: a code that is right here was not learned here."""
     others = [country for country in _countries_with_own_code() if country.name not in TRAINED_COUNTRIES]
-    return [Fact(others[i * len(others) // NUM_UNSEEN].name, others[i * len(others) // NUM_UNSEEN].code)
-            for i in range(NUM_UNSEEN)]
+    return [
+        Fact(others[i * len(others) // NUM_UNSEEN].name, others[i * len(others) // NUM_UNSEEN].code)
+        for i in range(NUM_UNSEEN)
+    ]
 
 
 def training_rows() -> list[dict[str, Any]]:

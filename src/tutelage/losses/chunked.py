@@ -21,8 +21,8 @@ from tutelage.losses.statistics import DivergenceStats, TokenStats, measure_dive
 
 TokenObjective = Literal["nll", "dft"]
 
-CHUNK_ELEMENTS = 2**25
-"""Logits per chunk unless told otherwise: 128 MiB in float32, of which a few copies live at a time."""
+CHUNK_ELEMENTS = 2**24
+"""Logits per chunk unless told otherwise: 64 MiB in float32, of which a few copies live at a time."""
 
 MIN_CHUNK_ROWS = 32
 """Below this many rows the product with the head no longer uses the hardware well."""

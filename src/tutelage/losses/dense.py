@@ -104,7 +104,7 @@ def divergence(
         require_shape("tokens", tokens, positions, "student_logits")
         tokens_N = tokens.reshape(-1)
         require_vocabulary("tokens", tokens_N, vocabulary)
-    teacher_NV = teacher_logits.detach().reshape(-1, vocabulary)
+    teacher_NV = teacher_logits.reshape(-1, vocabulary)
 
     def rule(student_NV: Tensor, with_gradient: bool) -> ValueAndGradient:
         return per_position.divergence(

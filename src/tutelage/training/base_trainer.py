@@ -23,6 +23,7 @@ from tutelage.losses import TokenStats, token_objective
 from tutelage.models import head_forward, inference_mode_of
 from tutelage.training.checkpoints import mark_complete
 from tutelage.training.metrics import MetricSums
+from tutelage.training.shares import FilledRows
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +31,14 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class EpochSampler(Sampler[int]):
-    """A new order of the rows each epoch, a function of seed and epoch alone, so that resuming finds it again."""
+    """A new order of the rows each epoch, a function of seed and epoch alone, so that resuming finds it again.
 
-    def __init__(self, num_rows: int, seed: int) -> None:
+    The last `num_blank` indices, those of blank rows, stay last.
+    """
+
+    def __init__(self, num_rows: int, seed: int, num_blank: int = 0) -> None:
         self._num_rows = num_rows
+        self._num_blank = num_blank
         self._seed = seed
         self._epoch = 0
 
@@ -41,11 +46,12 @@ class EpochSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._num_rows
+        return self._num_rows + self._num_blank
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        return iter(torch.randperm(self._num_rows, generator=generator).tolist())
+        order = torch.randperm(self._num_rows, generator=generator).tolist()
+        return iter([*order, *range(self._num_rows, len(self))])
 
 
 class BaseTrainer(Trainer):
@@ -58,6 +64,8 @@ class BaseTrainer(Trainer):
         self, config: TrainingConfig, events: EventLog, eval_collate: Callable[..., dict[str, Any]], **arguments: Any
     ) -> None:
         super().__init__(**arguments)
+        if self.args.world_size > 1:
+            self.train_dataset = FilledRows(self.train_dataset, self.args.world_size * self.args.train_batch_size)
         self.config = config
         self.eval_collate = eval_collate
         self.events = events
@@ -87,7 +95,9 @@ class BaseTrainer(Trainer):
     # --- the optimizer step -------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return EpochSampler(len(train_dataset or self.train_dataset), self.config.seed)
+        rows = train_dataset or self.train_dataset
+        num_rows = rows.num_rows if isinstance(rows, FilledRows) else len(rows)
+        return EpochSampler(num_rows, self.config.seed, num_blank=len(rows) - num_rows)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -150,8 +160,11 @@ class BaseTrainer(Trainer):
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        rows = eval_dataset or self.eval_dataset
+        if self.args.world_size > 1:
+            rows = FilledRows(rows, self.args.world_size * self.args.eval_batch_size)
         loader: DataLoader[Any] = DataLoader(
-            eval_dataset or self.eval_dataset, batch_size=self.args.eval_batch_size, collate_fn=self.eval_collate
+            rows, batch_size=self.args.eval_batch_size, collate_fn=self.eval_collate
         )
         return self.accelerator.prepare_data_loader(loader)
 
@@ -181,6 +194,7 @@ class BaseTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # every rank writes its random state
             if self.is_world_process_zero():
                 self.save_extra_state(folder)
                 mark_complete(folder)

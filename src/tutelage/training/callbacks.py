@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tutelage.training.checkpoints import discard_old
 from tutelage.training.sdft_trainer import SdftTrainer
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,17 @@ class MoveTeacher(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._trainer.teacher.after_step(self._trainer.model, state.global_step)
+
+
+class KeepNewest(TrainerCallback):
+    """`save_total_limit`: older checkpoints go once the new one is complete, so that there always is one."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._limit is not None and state.is_world_process_zero and args.output_dir is not None:
+            discard_old(Path(args.output_dir), self._limit)
 
 
 class StopOnSignal(TrainerCallback):

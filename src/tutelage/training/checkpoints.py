@@ -1,6 +1,7 @@
 """Which checkpoints of a run are complete. Not here: what is in them (`base_trainer.py`, `transformers`)."""
 
 import re
+import shutil
 from pathlib import Path
 
 from tutelage.errors import ResumeError
@@ -18,10 +19,32 @@ def latest_checkpoint(run: Path) -> Path:
     """The newest complete checkpoint of a run. Raises ResumeError if there is none."""
     if not (run / "run.json").is_file():
         raise ResumeError(f"{run}: not a run (no run.json); pass the run's own folder to --resume")
-    complete = [folder for folder in run.glob("checkpoint-*") if (folder / MARKER).exists()]
+    complete = _complete(run)
     if not complete:
-        raise ResumeError(f"{run}: no complete checkpoint to continue from; start it anew, with a smaller save_steps")
-    return max(complete, key=_step)
+        raise ResumeError(
+            f"{run}: no complete checkpoint to continue from; start it anew in another output_dir, "
+            "with a smaller save_steps"
+        )
+    return complete[-1]
+
+
+def discard_incomplete(run: Path) -> None:
+    """Remove what a kill left of a checkpoint, so that no file of it gets into the one that takes its place."""
+    for folder in run.glob("checkpoint-*"):
+        if not (folder / MARKER).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard_old(run: Path, keep: int) -> None:
+    """Remove all complete checkpoints but the newest `keep`."""
+    for folder in _complete(run)[:-keep]:
+        (folder / MARKER).unlink(missing_ok=True)  # first: a half removed checkpoint must not look complete
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _complete(run: Path) -> list[Path]:
+    """Complete checkpoints, the newest last."""
+    return sorted((folder for folder in run.glob("checkpoint-*") if (folder / MARKER).exists()), key=_step)
 
 
 def _step(folder: Path) -> int:

@@ -12,7 +12,7 @@ from tutelage.errors import OutputError
 from tutelage.events import EventLog, Tag
 from tutelage.models import LoadedModel
 from tutelage.training.base_trainer import BaseTrainer
-from tutelage.training.record import describe_run
+from tutelage.training.record import read_record
 
 
 def export_model(config: TrainingConfig, trainer: BaseTrainer, loaded: LoadedModel, run: Path) -> None:
@@ -47,7 +47,7 @@ def export_model(config: TrainingConfig, trainer: BaseTrainer, loaded: LoadedMod
 
 def model_card(config: TrainingConfig, loaded: LoadedModel, events: EventLog) -> str:
     """Markdown that names data hash, config and metrics."""
-    record = describe_run(config)
+    record = read_record(events.path.parent)  # the data as it was when the run began: the file may be gone by now
     metrics: dict[str, Any] = {}
     for event in events.read(Tag.TRAIN, Tag.EVAL, Tag.MONITORING):
         metrics |= event.values

@@ -10,11 +10,17 @@ from rich.text import Text
 
 from tutelage.config import TrainingConfig
 from tutelage.data.rows import DistillationRow, TokenRow
+from tutelage.models.loading import require_gpu_if_asked
 from tutelage.training.inputs import TrainingInputs, prepare_inputs
+from tutelage.training.optimization import check_optimization
+from tutelage.training.run import new_run_folder
 
 
 def preview(config: TrainingConfig, console: Console) -> None:
     """Validate everything a run would, then show it. Loads the tokenizer but no weights; writes no run."""
+    new_run_folder(config)
+    check_optimization(config)
+    require_gpu_if_asked(config)
     inputs = prepare_inputs(config)
     console.print("[bold]Config[/bold]")
     console.print(escape(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)), highlight=False)

@@ -14,7 +14,7 @@ import torch
 
 from tutelage.config import TrainingConfig
 from tutelage.data.conversations import data_hash
-from tutelage.errors import OutputError
+from tutelage.errors import OutputError, ResumeError
 
 RECORDED_PACKAGES = ("tutelage", "torch", "transformers", "peft", "accelerate")
 
@@ -37,6 +37,17 @@ def describe_run(config: TrainingConfig) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "hardware": _hardware(),
     }
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """What `describe_run` said when the run began. Raises ResumeError where the folder holds no run."""
+    try:
+        record: Any = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResumeError(f"{run}: not a run (no readable run.json); pass the run's own folder") from error
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ResumeError(f"{run}: not a run (its run.json holds no config); pass the run's own folder")
+    return record
 
 
 def write_json(path: Path, content: Any) -> None:

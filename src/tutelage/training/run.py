@@ -1,9 +1,10 @@
 """`train(config)`: from a config to a run folder, and `Run`, what was left there. Not here: the training loop."""
 
 import contextlib
-import json
 import logging
 import os
+import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,19 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from tutelage.config import TrainingConfig
 from tutelage.data.conversations import data_hash
-from tutelage.errors import Interrupted, OutputError, ResumeError, TutelageError
+from tutelage.errors import ConfigError, Interrupted, OutputError, ResumeError, TutelageError
 from tutelage.events import Event, EventLog, JsonLinesFile, Tag
 from tutelage.models import LoadedModel, load_model
+from tutelage.models.loading import require_gpu_if_asked
 from tutelage.monitoring import Monitor, Sinks
+from tutelage.training.base_trainer import BaseTrainer
 from tutelage.training.build import build_trainer
-from tutelage.training.callbacks import MoveTeacher, ShowProgress, StopOnSignal
-from tutelage.training.checkpoints import latest_checkpoint
+from tutelage.training.callbacks import KeepNewest, MoveTeacher, ShowProgress, StopOnSignal
+from tutelage.training.checkpoints import discard_incomplete, latest_checkpoint
 from tutelage.training.export import export_model
 from tutelage.training.inputs import TrainingInputs, prepare_inputs
-from tutelage.training.record import describe_run, run_name, write_json
+from tutelage.training.optimization import check_optimization
+from tutelage.training.record import describe_run, read_record, run_name, write_json
 from tutelage.training.sdft_trainer import SdftTrainer
 from tutelage.training.teacher_check import check_demonstrations
 
@@ -42,10 +46,9 @@ class Run:
         """A run on disk. Raises ResumeError where the folder is none."""
         path = Path(path)
         try:
-            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ResumeError(f"{path}: not a run (no readable run.json); pass the run's own folder") from error
-        return cls(path, TrainingConfig(**record["config"]))
+            return cls(path, TrainingConfig(**read_record(path)["config"]))
+        except ConfigError as error:
+            raise ResumeError(f"{path}/run.json: {error}; another version of tutelage wrote this run") from error
 
     def events(self, *tags: Tag) -> list[Event]:
         """Events in order; those of abandoned steps are left out."""
@@ -75,42 +78,51 @@ def train(config: TrainingConfig, *, resume: Path | str | None = None, console: 
     """Train as the config says and return the run.
 
     resume: the folder of a run to continue from its newest complete checkpoint; its own config is used, and
-    `config` must be that. Raises TutelageError; on ctrl-C `Interrupted`, after a checkpoint was written.
+    `config` must be that. Raises TutelageError; on ctrl-C `Interrupted`, after a checkpoint was written. A new run
+    that fails before its first step is done leaves nothing.
     """
     resume_run = Path(resume) if resume is not None else None
     checkpoint = latest_checkpoint(resume_run) if resume_run else None
-    run_path = resume_run or config.output_dir or Path("runs") / run_name(config)
     is_main = os.environ.get("RANK", "0") == "0"
-    if resume_run is None and is_main:
-        _require_new_folder(run_path)
+    run_path = resume_run or new_run_folder(config, probe=is_main)
+    check_optimization(config)
+    require_gpu_if_asked(config)
     inputs = prepare_inputs(config)
     if resume_run is not None:
         _require_same_data(resume_run, config)
     set_seed(config.seed)
     loaded = load_model(config, inputs.source)
-    if is_main:
-        _make_folder(run_path)
-        if resume_run is None:
-            write_json(run_path / "run.json", describe_run(config))
     console = console or Console(stderr=True)
-    with _log_file(run_path / "log.txt" if is_main else None):
-        for warning in inputs.warnings:
-            logger.warning(warning)
-            console.print(f"warning: {warning}", highlight=False, markup=False)
-        _run_trainer(config, inputs, loaded, run_path, checkpoint, console if is_main else Console(quiet=True))
+    trainer: BaseTrainer | None = None
+    existed = run_path.exists()
+    try:
+        if is_main:
+            _make_folder(run_path)
+            if resume_run is None:
+                write_json(run_path / "run.json", describe_run(config))
+            else:
+                discard_incomplete(run_path)
+        with _log_file(run_path / "log.txt" if is_main else None):
+            for warning in inputs.warnings:
+                logger.warning(warning)
+                console.print(f"warning: {warning}", highlight=False, markup=False)
+            trainer = build_trainer(config, inputs, loaded, run_path, EventLog(run_path / "events.jsonl"))
+            _run_trainer(trainer, inputs, loaded, checkpoint, console if is_main else Console(quiet=True))
+    except (TutelageError, KeyboardInterrupt) as error:
+        steps = trainer.state.global_step if trainer is not None else 0
+        if is_main and resume_run is None and steps == 0:
+            _remove_run(run_path, keep_folder=existed)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(_stopped_at_once(run_path, steps)) from error
+        raise
     return Run(run_path, config)
 
 
 def _run_trainer(
-    config: TrainingConfig,
-    inputs: TrainingInputs,
-    loaded: LoadedModel,
-    run_path: Path,
-    checkpoint: Path | None,
-    console: Console,
+    trainer: BaseTrainer, inputs: TrainingInputs, loaded: LoadedModel, checkpoint: Path | None, console: Console
 ) -> None:
-    events = EventLog(run_path / "events.jsonl")
-    trainer = build_trainer(config, inputs, loaded, run_path, events)
+    config, events = trainer.config, trainer.events
+    run_path = events.path.parent
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     progress = ShowProgress(config.loss, console)
@@ -128,7 +140,8 @@ def _run_trainer(
             events.write(from_step, Tag.WARNING, {"message": warning})
     if isinstance(trainer, SdftTrainer) and checkpoint is None:
         check_demonstrations(trainer, inputs.train_items, console)
-    for callback in (sinks, monitor, progress, stop):
+    trainer.args.save_total_limit = None  # transformers would delete before the new checkpoint is complete
+    for callback in (sinks, monitor, progress, stop, KeepNewest(config.save_total_limit)):
         trainer.add_callback(callback)
     reason = "failed"
     try:
@@ -146,22 +159,29 @@ def _run_trainer(
     if reason == "interrupted":
         raise Interrupted(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
-            f"continue with: tutelage train --resume {run_path}"
+            f"continue with: {resume_command(run_path)}"
         )
 
 
-def _require_new_folder(path: Path) -> None:
-    """Refuse a folder that holds something or cannot be written, before any work is done; leaves nothing behind."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        what = "the folder is not empty" if path.is_dir() else "this is a file"
-        raise OutputError(f"{path}: {what}; choose another output_dir, or continue that run with --resume")
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    probe = existing / f".tutelage-{os.getpid()}"
+def new_run_folder(config: TrainingConfig, probe: bool = True) -> Path:
+    """Where a new run would go. probe: raise OutputError if that holds something or cannot be written.
+
+    Leaves nothing behind.
+    """
+    path = config.output_dir or Path("runs") / run_name(config)
+    if not probe:
+        return path
     try:
-        probe.touch()
-        probe.unlink()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            what = "the folder is not empty" if path.is_dir() else "this is a file"
+            raise OutputError(f"{path}: {what}; choose another output_dir, or continue that run with --resume")
+        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        file = existing / f".tutelage-{os.getpid()}"
+        file.touch()
+        file.unlink()
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
+    return path
 
 
 def _make_folder(path: Path) -> None:
@@ -171,11 +191,46 @@ def _make_folder(path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
 
 
+def _remove_run(path: Path, keep_folder: bool) -> None:
+    """Take back what a run wrote before its first step; a folder that was there before stays, empty as it was."""
+    if not keep_folder:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    for entry in path.iterdir():
+        shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def _stopped_at_once(run: Path, steps: int) -> str:
+    if steps == 0:
+        return "stopped before the first step was done; nothing was kept"
+    try:
+        checkpoint = latest_checkpoint(run)
+    except ResumeError:
+        return f"stopped in step {steps + 1}, before the first checkpoint; start anew, in another output_dir"
+    return f"stopped in step {steps + 1}; continue from {checkpoint.name} with: {resume_command(run)}"
+
+
+def resume_command(run: Path) -> str:
+    """What to type to continue a run; paths with spaces are quoted."""
+    return f"tutelage train --resume {shlex.quote(str(run))}"
+
+
 def _require_same_data(run: Path, config: TrainingConfig) -> None:
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record = read_record(run)
     for path in (config.training_file, config.test_file):
-        if path is not None and record["data"].get(str(path)) != data_hash(path):
+        if path is not None and record.get("data", {}).get(str(path)) != data_hash(path):
             raise ResumeError(f"{path}: changed since {run} began; put the old file back, or start a new run")
+
+
+class _LogFile(logging.FileHandler):
+    """A log whose full disk is nobody's news: what the run itself cannot write is, and says so in one sentence."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """`logging` would print a traceback."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 @contextlib.contextmanager
@@ -186,7 +241,7 @@ def _log_file(path: Path | None) -> Iterator[None]:
         return
     package = logging.getLogger("tutelage")
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -78,18 +78,22 @@ class SdftTrainer(BaseTrainer):
                 share = rollouts[taken : taken + len(rows) * per_row]
                 taken += len(share)
                 prepared.append(self._batch_for_student(share))
-        self._record_gold_gain([row for rows in rows_of_batches for row in rows])
+        self._record_gold_gain([row for rows in rows_of_batches for row in rows if row.weight > 0])
         self.metrics.add("teacher_distance", self.teacher.distance(self.model), 1)
         if self.sdft.normalization == "token":
             return prepared, sum(int(batch["mask_N"].sum()) for batch in prepared)
         return prepared, sum(batch["sequences"] for batch in prepared)
 
     def sample(self, rows: Sequence[DistillationRow]) -> list[Rollout]:
-        """`num_generations` responses per row from the present student, gold answers for the off-policy share."""
+        """`num_generations` responses per row from the present student; gold answers for the off-policy share, and
+        for rows of weight 0, which nothing is learnt from."""
         step = self.state.global_step
         requests = [(row, index) for row in rows for index in range(self.sdft.num_generations)]
         seeds = [rollout_seed(self.config.seed, step, row.row, index) for row, index in requests]
-        on_policy = [random.Random(seed).random() >= self.sdft.off_policy_fraction for seed in seeds]
+        on_policy = [
+            row.weight > 0 and random.Random(seed).random() >= self.sdft.off_policy_fraction
+            for (row, _), seed in zip(requests, seeds, strict=True)
+        ]
         wanted = [index for index, sampled in enumerate(on_policy) if sampled]
         responses = generate(
             self.model,

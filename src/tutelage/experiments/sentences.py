@@ -1,0 +1,190 @@
+"""What the numbers say, in sentences that hold whichever way they fall. Pure: results in, text out.
+
+Differences whose interval includes zero are said to be within noise. Not here: the page (`report.py`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tutelage.evaluation import Interval
+from tutelage.experiments.results import ExperimentResults, ModelResult, Score
+from tutelage.experiments.specification import KL_VS_BASE, Measure, Role, Unit
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Sentences by what they are about."""
+
+    learned: list[str]
+    kept: list[str]
+    caveats: list[str]
+
+    @property
+    def all(self) -> list[str]:
+        return [*self.learned, *self.kept, *self.caveats]
+
+
+def findings(results: ExperimentResults) -> Findings:
+    """Who learned, who drifted, what is within noise."""
+    learned = [_learned(results, measure) for measure in _measures(results, Role.TASK)]
+    learned += _dft_remark(results)
+    learned += [_check(results, measure) for measure in _measures(results, Role.CHECK)]
+    kept = [_drift(results), *(_kept(results, measure) for measure in _measures(results, Role.PRIOR))]
+    return Findings(learned, [sentence for sentence in kept if sentence], [*results.notes, *_caveats(results)])
+
+
+def value_text(score: Score, measure: Measure) -> str:
+    """`31 of 32` where items are right or wrong, else a number."""
+    if measure.unit is Unit.SHARE and score.counts:
+        return f"{round(score.mean * len(score.items))} of {len(score.items)}"
+    return number_text(score.mean, measure)
+
+
+def number_text(value: float, measure: Measure) -> str:
+    """As many digits as the unit bears. A KL a rounding error below zero is zero."""
+    digits = {Unit.SHARE: 2, Unit.LOG_PROB: 2, Unit.KL: 3}[measure.unit]
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def interval_text(interval: Interval, measure: Measure) -> str:
+    """`0.91 to 1.00`."""
+    return f"{number_text(interval.low, measure)} to {number_text(interval.high, measure)}"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+# --- what was learned ---------------------------------------------------------------------------------------------
+
+
+def _learned(results: ExperimentResults, measure: Measure) -> str:
+    runs = sorted(results.runs, key=lambda run: -run.scores[measure.name].mean)
+    best = [run for run in runs if run.scores[measure.name].mean == runs[0].scores[measure.name].mean]
+    base = results.base.scores[measure.name]
+    text = f"{_cap(measure.title)}: base {value_text(base, measure)}; "
+    if best[0].scores[measure.name].mean <= base.mean:
+        shown = joined([f"{run.name} {value_text(run.scores[measure.name], measure)}" for run in runs])
+        return f"{text}no run is above it ({shown})."
+    text += (
+        f"{joined([run.name for run in best])} learned most with {value_text(best[0].scores[measure.name], measure)}"
+    )
+    text += " each" if len(best) > 1 else ""
+    text += _noise_of_gain(best[0].scores[measure.name].difference(base), measure)
+    rest = [_compared(run, best[0], measure) for run in runs if run not in best]
+    return f"{text}; {joined(rest)}." if rest else f"{text}."
+
+
+def _noise_of_gain(gain: Interval, measure: Measure) -> str:
+    return "" if gain.excludes_zero else f" (the gain over base is within noise: {interval_text(gain, measure)})"
+
+
+def _compared(run: ModelResult, best: ModelResult, measure: Measure) -> str:
+    score = run.scores[measure.name]
+    difference = score.difference(best.scores[measure.name])
+    text = f"{run.name} {value_text(score, measure)}"
+    return text if difference.excludes_zero else f"{text} (within noise of {best.name})"
+
+
+def _dft_remark(results: ExperimentResults) -> list[str]:
+    """Why dft is behind at new facts, or that here it is not."""
+    sft = next((run for run in results.runs if run.objective == "sft"), None)
+    dft = next((run for run in results.runs if run.objective == "dft"), None)
+    if sft is None or dft is None:
+        return []
+    difference = dft.scores[results.task].difference(sft.scores[results.task])
+    reason = (
+        "The dft objective weights a token by the model's own probability of it, so facts the model finds improbable "
+        "hardly get a gradient"
+    )
+    if difference.excludes_zero and difference.mean < 0:
+        return [f"{reason}: it is no method for new knowledge, and {dft.name} trails {sft.name} here beyond noise."]
+    return [f"{reason}; yet in this run {dft.name} is not behind {sft.name} beyond noise."]
+
+
+def _check(results: ExperimentResults, measure: Measure) -> str:
+    base = results.base.scores[measure.name]
+    moved = [run for run in results.runs if run.scores[measure.name].difference(base).excludes_zero]
+    shown = joined([f"{run.name} {value_text(run.scores[measure.name], measure)}" for run in results.runs])
+    text = f"{_cap(measure.title)} (a check, never trained): base {value_text(base, measure)}, {shown}; "
+    if not moved:
+        return f"{text}no run differs from base beyond noise, as it should be."
+    return f"{text}{joined([run.name for run in moved])} differ{'s' * (len(moved) == 1)} from base beyond noise."
+
+
+# --- what was kept ------------------------------------------------------------------------------------------------
+
+
+def _drift(results: ExperimentResults) -> str:
+    measure = KL_VS_BASE
+    runs = sorted(results.runs, key=lambda run: run.scores[measure.name].mean)
+    least, scores = runs[0], {run.name: run.scores[measure.name] for run in runs}
+    shown = joined([f"{run.name} {value_text(scores[run.name], measure)}" for run in runs])
+    text = f"{measure.title} on everyday prompts, in {measure.unit.value}: {shown}"
+    if len(runs) == 1:
+        return f"{text}."
+    text += f". Least drifted {least.name}"
+    parts: list[str] = []
+    for run in runs[1:]:
+        difference = scores[run.name].difference(scores[least.name])
+        noise = "" if difference.excludes_zero else " (within noise)"
+        if scores[least.name].mean > 0 and scores[run.name].mean > 0:
+            ratio = scores[least.name].mean / scores[run.name].mean
+            parts.append(f"{ratio:.2f} times the KL of {run.name}{noise}")
+    return f"{text}: {joined(parts)}." if parts else f"{text}."
+
+
+def _kept(results: ExperimentResults, measure: Measure) -> str:
+    base = results.base.scores[measure.name]
+    inside: list[str] = []
+    outside: list[str] = []
+    for run in results.runs:
+        score = run.scores[measure.name]
+        difference = score.difference(base)
+        if not difference.excludes_zero:
+            inside.append(f"{run.name} ({value_text(score, measure)})")
+        else:
+            word = "above" if difference.mean > 0 else "below"
+            outside.append(
+                f"{run.name} is {word} it ({value_text(score, measure)}; difference "
+                f"{number_text(difference.mean, measure)}, {interval_text(difference, measure)})"
+            )
+    parts = [f"{joined(inside)} {'is' if len(inside) == 1 else 'are'} within noise of that"] if inside else []
+    unit = "" if measure.unit is Unit.SHARE else f" {measure.unit.value}"
+    return f"{_cap(measure.title)}: base {value_text(base, measure)}{unit}; {'; '.join([*parts, *outside])}."
+
+
+# --- how sure -----------------------------------------------------------------------------------------------------
+
+
+def _caveats(results: ExperimentResults) -> list[str]:
+    interval = results.base.scores[results.task].interval
+    caveats = [
+        f"Intervals are {interval.level:.0%} bootstrap intervals over the items of one seed: what another seed or "
+        "other items of another kind would give is not in them. A difference is called within noise where the "
+        "interval of the paired difference includes zero."
+    ]
+    pinned = {
+        len(score.items)
+        for model in results.models
+        for measure in results.measures
+        if measure.unit is Unit.SHARE and (score := model.scores.get(measure.name)) and len(set(score.items)) == 1
+    }
+    if pinned:
+        items = min(pinned)
+        bound = 1.0 - 0.05 ** (1.0 / items)
+        caveats.append(
+            "Where all items have the same score the bootstrap's interval has no width. With "
+            f"{items} items, that still admits a true rate up to {bound:.0%} away."
+        )
+    caveats += [f"{run.name} failed and is in no table or figure: {run.error}" for run in results.failed]
+    return caveats
+
+
+def _measures(results: ExperimentResults, role: Role) -> list[Measure]:
+    return [measure for measure in results.measures if measure.role is role]
+
+
+def _cap(text: str) -> str:
+    return text[:1].upper() + text[1:]
