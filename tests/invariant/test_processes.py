@@ -7,46 +7,64 @@ Plain SGD, so equal weights after both steps mean equal gradients; tolerance as 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from tests.invariant.test_batch_split import assert_same_steps
 from tests.small_runs import ROWS, assert_same_bits, run_small, small_config, trained_weights, write_rows
 from tutelage import Run
 from tutelage.config import TrainingConfig
 from tutelage.events import Tag
+from tutelage.training.checkpoints import latest_checkpoint
 
 MORE_ROWS = [*ROWS, ("Is it late?", "No, it is early in the morning."), ("Why?", "So.")]
 TEST_ROWS = [("What is one and one?", "two"), ("Name a fruit.", "An apple, or a pear."), ("Say no.", "no")]
 
 LOCAL = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
-RANK_ONLY = {"tokens_per_second", "rollout_tokens_per_second"}
-"""Metrics that are times, the only ones that may differ."""
+TIMES = {"tokens_per_second", "rollout_tokens_per_second"}
+"""The only metrics that may differ."""
+
+
+def start_two_processes(*arguments: str) -> subprocess.Popen[str]:
+    """`tutelage train ARGUMENTS` in two processes of this machine."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        + ["-m", "tutelage", "train", *arguments],
+        env=os.environ | LOCAL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def train_in_two_processes(*arguments: str) -> None:
-    """`tutelage train ARGUMENTS` in two processes of this machine; fails with what they printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    finished = subprocess.run(
-        [*command, "-m", "tutelage", "train", *arguments],
-        env=os.environ | LOCAL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    """To the end; fails with what they printed."""
+    with start_two_processes(*arguments) as processes:
+        try:
+            output, _ = processes.communicate(timeout=600)
+        finally:
+            processes.terminate()
+    assert processes.returncode == 0, output
+
+
+def write_config(folder: Path, config: TrainingConfig) -> str:
+    file = folder / f"{config.loss}.yaml"
+    file.write_text(yaml.safe_dump(config.flat()), encoding="utf-8")
+    return str(file)
 
 
 def run_in_two_processes(folder: Path, config: TrainingConfig) -> Run:
-    file = folder / f"{config.loss}.yaml"
-    file.write_text(yaml.safe_dump(config.flat()), encoding="utf-8")
-    train_in_two_processes(str(file))
+    train_in_two_processes(write_config(folder, config))
     assert config.output_dir is not None
     return Run.open(config.output_dir)
 
@@ -64,6 +82,7 @@ def test_two_processes_equal_one(tmp_path: Path, loss: str) -> None:
         "eval_batch_size": 1,
         "test_file_eval_strategy": "steps",
         "test_file_eval_steps": 2,
+        "sdft_gold_gain_rows": 8,  # per process: with fewer, two processes measure on more rows
     }
     one = run_small(tmp_path, "one", **options)
     one_step_less = run_small(tmp_path, "one-step", **options, max_steps=1)
@@ -75,7 +94,7 @@ def test_two_processes_equal_one(tmp_path: Path, loss: str) -> None:
         assert [event.step for event in measured] == steps
         for event, reference in zip(measured, expected, strict=True):
             assert event.values.keys() == reference.values.keys()
-            for name in event.values.keys() - RANK_ONLY:
+            for name in event.values.keys() - TIMES:
                 assert event.values[name] == pytest.approx(reference.values[name], rel=1e-4, abs=1e-6), name
     # One process writes: as many lines of every kind as a run in one process leaves.
     tags = [line["tag"] for line in lines(two.path / "events.jsonl")]
@@ -87,3 +106,68 @@ def test_two_processes_equal_one(tmp_path: Path, loss: str) -> None:
         if not (name := path.relative_to(one.path).as_posix()).startswith("checkpoint-")
     }
     assert "checkpoint-2/complete" in files
+
+
+def test_two_processes_resume_where_they_were(tmp_path: Path) -> None:
+    """Inside an epoch, with everything a checkpoint holds: adapter, optimizer, teacher, dropout's random states."""
+    options: dict[str, Any] = {
+        "training_file": write_rows(tmp_path / "ten.jsonl", MORE_ROWS),
+        "per_device_train_batch_size": 4,
+        "loss": "sdft",
+        "optim": "adamw_torch",
+        "learning_rate": 5e-3,
+        "lora_dropout": 0.1,
+        "sdft_ema_alpha": 0.3,
+        "save_steps": 1,
+    }
+    run = run_in_two_processes(tmp_path, small_config(tmp_path, "run", **options))
+    whole, teacher = trained_weights(run), load_file(run.path / "checkpoint-2" / "teacher.safetensors")
+    metrics = run.events(Tag.TRAIN)[-1].values
+    shutil.rmtree(run.model_path)
+    shutil.rmtree(run.path / "checkpoint-2")
+
+    train_in_two_processes("--resume", str(run.path))
+
+    assert_same_bits(trained_weights(run), whole)
+    assert_same_bits(load_file(run.path / "checkpoint-2" / "teacher.safetensors"), teacher)
+    resumed = run.events(Tag.TRAIN)
+    assert [event.step for event in resumed] == [1, 2]
+    assert {name: resumed[-1].values[name] for name in metrics.keys() - TIMES} == {
+        name: metrics[name] for name in metrics.keys() - TIMES
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the second process in /proc")
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "run", per_device_train_batch_size=4, max_steps=100_000)
+    run = tmp_path / "run"
+    with start_two_processes(write_config(tmp_path, config)) as processes:
+        try:
+            wait_for(lambda: (run / "events.jsonl").exists() and any(line["step"] for line in events_of(run)))
+            os.kill(process_of_rank(1, processes.pid), signal.SIGTERM)
+            output, _ = processes.communicate(timeout=300)
+        finally:
+            processes.terminate()
+    step = events_of(run)[-1]["step"]
+    assert [line["tag"] for line in events_of(run)[-2:]] == ["checkpoint", "end"]
+    assert latest_checkpoint(run).name == f"checkpoint-{step}"
+    assert sorted(path.name for path in latest_checkpoint(run).glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
+    assert f"stopped after step {step} of 100000" in output
+
+
+def events_of(run: Path) -> list[dict[str, Any]]:
+    return lines(run / "events.jsonl")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def process_of_rank(rank: int, parent: int) -> int:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return next(
+        int(child) for child in children if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+    )

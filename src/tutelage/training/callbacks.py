@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -41,10 +42,14 @@ class KeepNewest(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second ctrl-C stops at once."""
+    """Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second ctrl-C stops at once.
+
+    A signal reaches each process at its own time, or only one of them; all stop after the same step.
+    """
 
     def __init__(self) -> None:
         self.stopped = False
+        self._asked = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopOnSignal":
@@ -58,18 +63,27 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped:
+        if self._asked:
             raise KeyboardInterrupt
-        self.stopped = True
+        self._asked = True
         print("\nstopping after this step (once more to stop at once)", file=sys.stderr, flush=True)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        self.stopped = _any_process(self._asked, args)
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True
         return control
+
+
+def _any_process(here: bool, args: TrainingArguments) -> bool:
+    if args.world_size == 1:
+        return here
+    anywhere = torch.tensor(float(here), device=args.device)
+    torch.distributed.all_reduce(anywhere, op=torch.distributed.ReduceOp.MAX)
+    return bool(anywhere)
 
 
 class ShowProgress(TrainerCallback):

@@ -23,7 +23,7 @@ def preview(config: TrainingConfig, console: Console) -> None:
     require_gpu_if_asked(config)
     inputs = prepare_inputs(config)
     console.print("[bold]Config[/bold]")
-    console.print(escape(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)), highlight=False)
+    console.print(Text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)))
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     steps = config.max_steps or math.ceil(math.ceil(len(inputs.train_items) / per_step) * config.epochs)
     unit = "packs" if config.packs else "rows"
