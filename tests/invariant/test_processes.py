@@ -37,9 +37,9 @@ TIMES = {"tokens_per_second", "rollout_tokens_per_second"}
 
 def start_two_processes(*arguments: str) -> subprocess.Popen[str]:
     """`tutelage train ARGUMENTS` in two processes of this machine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        + ["-m", "tutelage", "train", *arguments],
+        [*torchrun, "-m", "tutelage", "train", *arguments],
         env=os.environ | LOCAL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -151,7 +151,10 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) 
     step = events_of(run)[-1]["step"]
     assert [line["tag"] for line in events_of(run)[-2:]] == ["checkpoint", "end"]
     assert latest_checkpoint(run).name == f"checkpoint-{step}"
-    assert sorted(path.name for path in latest_checkpoint(run).glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
+    assert sorted(path.name for path in latest_checkpoint(run).glob("rng_state*")) == [
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    ]
     assert f"stopped after step {step} of 100000" in output
 
 
@@ -169,5 +172,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
 def process_of_rank(rank: int, parent: int) -> int:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return next(
-        int(child) for child in children if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        int(child)
+        for child in children
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
     )

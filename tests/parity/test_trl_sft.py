@@ -1,8 +1,9 @@
 """sft and dft against TRL's `SFTTrainer` on the same batch: the loss, and the gradient of every parameter.
 
-TRL 1.16 and we agree in everything a process by itself can see. Its `dft` is the paper's −sg(p)·log p, the
-probability detached, shifted by one token, summed and divided by `num_items_in_batch`, the trained tokens of the
-whole step (without that number: of the batch). Rows cannot be weighted there, so all weights are 1 here.
+TRL 1.16's `dft` is the paper's −sg(p)·log p as ours is: the probability detached, shifted by one token, summed and
+divided by `num_items_in_batch`, the trained tokens of the whole step (without that number: of the batch). What
+differs is outside the formula: rows cannot be weighted there, so all weights are 1 here, and its fused head always
+computes in float32, so that the models are in float64 but agreement is to float32's precision.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from tutelage.models import load_model
 from tutelage.training.build import build_trainer
 from tutelage.training.inputs import prepare_inputs
 
+FLOAT32 = 2e-6
+
 LOSS_TYPE = {"sft": "nll", "dft": "dft"}
 DENSE: dict[str, Callable[..., Tensor]] = {"sft": nll_loss, "dft": dft_loss}
 
@@ -49,6 +52,15 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     loss.backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_gradients(ours: dict[str, Tensor], trls: dict[str, Tensor], relative: float = FLOAT32) -> None:
+    """Of the same parameters, none of them 0, to a share of each parameter's largest entry."""
+    assert ours.keys() == trls.keys()
+    for name, expected in trls.items():
+        largest = float(expected.abs().max())
+        assert largest > 1e-9, name
+        assert float((ours[name] - expected).abs().max()) < relative * largest, name
 
 
 def ours_and_trls(folder: Path, config: TrainingConfig) -> tuple[Any, Any]:
@@ -79,7 +91,7 @@ def ours_and_trls(folder: Path, config: TrainingConfig) -> tuple[Any, Any]:
         loss_type=LOSS_TYPE[config.loss],
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         report_to="none",
         disable_tqdm=True,
     )
@@ -98,12 +110,8 @@ def test_loss_and_every_gradient(tmp_path: Path, loss: str, is_peft: bool) -> No
     for num_items in (20, 57):
         loss_ours = ours.compute_loss(ours.model, dict(batch), num_items_in_batch=num_items)
         loss_trl = trls.compute_loss(trls.model, dict(theirs), num_items_in_batch=torch.tensor(num_items))
-        torch.testing.assert_close(loss_ours, loss_trl, rtol=1e-10, atol=0)
-        gradient_ours, gradient_trl = gradients(ours.model, loss_ours), gradients(trls.model, loss_trl)
-        assert gradient_ours.keys() == gradient_trl.keys()
-        for name, expected in gradient_trl.items():
-            assert expected.abs().max() > 0, name
-            torch.testing.assert_close(gradient_ours[name], expected, rtol=1e-9, atol=1e-12, msg=name)
+        assert float(loss_ours.detach()) == pytest.approx(float(loss_trl.detach()), rel=FLOAT32)
+        assert_same_gradients(gradients(ours.model, loss_ours), gradients(trls.model, loss_trl))
 
 
 @pytest.mark.parametrize("loss", ["sft", "dft"])
@@ -118,7 +126,5 @@ def test_dense_reference(tmp_path: Path, loss: str) -> None:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         dense = DENSE[loss](logits, labels, num_items)
         trl = trls.compute_loss(trls.model, dict(theirs), num_items_in_batch=num_items)
-        torch.testing.assert_close(dense, trl, rtol=1e-10, atol=0)
-        expected = gradients(trls.model, trl)
-        for name, gradient in gradients(model, dense).items():
-            torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+        assert float(dense.detach()) == pytest.approx(float(trl.detach()), rel=FLOAT32)
+        assert_same_gradients(gradients(model, dense), gradients(trls.model, trl))

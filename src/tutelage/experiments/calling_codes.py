@@ -43,8 +43,8 @@ TRAINED_COUNTRIES = (
     *("Finland", "Ghana", "Greece", "Hungary", "Iraq", "Jordan", "Kenya", "Madagascar"),
     *("Nepal", "Nicaragua", "Norway", "Portugal", "Serbia", "Sri Lanka", "Thailand", "Zambia"),
 )
-NO_CAPITAL_QUESTION = ("Serbia and Montenegro", "Hong Kong")
-"""A country that is no more, and a capital nobody calls so."""
+NO_CAPITAL_QUESTION = ("Serbia and Montenegro", "Hong Kong", "Israel", "Palestine", "Kazakhstan")
+"""A country that is no more, and capitals that are not called so, not agreed on, or renamed since."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from tutelage.experiments.output import write_bytes
 from tutelage.experiments.results import ExperimentResults, ModelResult, Score
+from tutelage.experiments.sentences import level_text
 from tutelage.experiments.specification import BASE, Unit
 
 BASE_COLOUR = "#767676"
@@ -93,10 +95,7 @@ def trajectories_figure(results: ExperimentResults, theme: Theme) -> Figure:
         _draw_panel(place, panel, results.runs, theme)
     legend_place = places[len(PANELS)]
     legend_place.axis("off")
-    handles, labels = places[0].get_legend_handles_labels()
-    legend_place.legend(
-        handles, labels, loc="center", title="objective", frameon=False, fontsize=12, labelcolor=theme.ink
-    ).get_title().set_color(theme.ink)
+    _add_legend(legend_place, results.runs, theme, loc="center", fontsize=12)
     return figure
 
 
@@ -105,7 +104,7 @@ def panel_figure(results: ExperimentResults, panel: Panel, theme: Theme) -> Figu
     figure = _figure((4.6, 3.2), theme)
     axes = figure.subplots()
     _draw_panel(axes, panel, results.runs, theme)
-    axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink)
+    _add_legend(axes, results.runs, theme, loc="best", fontsize=8)
     return figure
 
 
@@ -117,8 +116,10 @@ def tradeoff_figure(results: ExperimentResults, theme: Theme) -> Figure:
     measures = [results.measure(name) for name in (results.task, results.task_again) if name]
     models = [model for model in results.models if drift.name in model.scores]
     for model in models:
-        for number, measure in enumerate(measures):
-            _draw_point(axes, model, model.scores[drift.name], model.scores[measure.name], hollow=number > 0)
+        for number, measure in reversed(list(enumerate(measures))):
+            # The hollow marker is the larger one: where both are in the same place, both are seen.
+            filling, size = (theme.paper, 12.0) if number > 0 else (colour_of(model), 8.0)
+            _draw_point(axes, model, model.scores[drift.name], model.scores[measure.name], filling, size)
     widest = max(model.scores[drift.name].interval.high for model in models)
     scale = widest if widest > 0 else 1.0
     axes.set_xlim(-0.06 * scale, 1.12 * scale)
@@ -129,8 +130,8 @@ def tradeoff_figure(results: ExperimentResults, theme: Theme) -> Figure:
     axes.set_xlabel(f"{drift.title} on everyday prompts ({drift.unit.value})")
     axes.set_ylabel(f"new knowledge ({measures[0].unit.value})")
     kinds = ["filled: " + measures[0].title, *(f"hollow: {measure.title}" for measure in measures[1:])]
-    level = models[0].scores[drift.name].interval.level
-    figure.text(0.99, 0.01, f"{'; '.join(kinds)}; bars: {level:.0%} intervals", ha="right", color=theme.ink, fontsize=8)
+    level = level_text(models[0].scores[drift.name].interval)
+    figure.text(0.99, 0.01, f"{'; '.join(kinds)}; bars: {level} intervals", ha="right", color=theme.ink, fontsize=8)
     _style(axes, theme)
     return figure
 
@@ -166,7 +167,14 @@ def _draw_panel(axes: Any, panel: Panel, runs: Iterable[ModelResult], theme: The
     _style(axes, theme)
 
 
-def _draw_point(axes: Any, model: ModelResult, drift: Score, score: Score, *, hollow: bool) -> None:
+def _add_legend(axes: Any, runs: Iterable[ModelResult], theme: Theme, *, loc: str, fontsize: float) -> None:
+    handles = [
+        Line2D([], [], color=colour_of(run), marker=marker_of(run), linewidth=1.8, label=run.name) for run in runs
+    ]
+    axes.legend(handles=handles, loc=loc, frameon=False, fontsize=fontsize, labelcolor=theme.ink)
+
+
+def _draw_point(axes: Any, model: ModelResult, drift: Score, score: Score, filling: str, size: float) -> None:
     colour = colour_of(model)
     axes.errorbar(
         [drift.mean],
@@ -175,8 +183,8 @@ def _draw_point(axes: Any, model: ModelResult, drift: Score, score: Score, *, ho
         yerr=_reach(score),
         color=colour,
         marker=marker_of(model),
-        markersize=10,
-        markerfacecolor="none" if hollow else colour,
+        markersize=size,
+        markerfacecolor=filling,
         markeredgecolor=colour,
         markeredgewidth=1.8,
         elinewidth=1.0,

@@ -24,7 +24,7 @@ from tutelage.experiments.figures import (
 )
 from tutelage.experiments.output import write_text
 from tutelage.experiments.results import ExperimentResults, ModelResult
-from tutelage.experiments.sentences import findings, interval_text, value_text
+from tutelage.experiments.sentences import findings, interval_text, level_text, value_text
 from tutelage.experiments.specification import Measure
 
 REPORT_FILE = "report.html"
@@ -106,6 +106,7 @@ def report_html(results: ExperimentResults) -> str:
             if any(run.curves.get(panel.metric) for run in results.runs)
         ],
         evaluations=[(results.measure(name), questions(results, shown, name)) for name in results.base.answers],
+        level=level_text(results.base.scores[results.task].interval),
         samples_shown=SAMPLES_SHOWN,
         options=differing_options(results.runs),
         shared=shared_options(results.runs),

@@ -51,6 +51,11 @@ def interval_text(interval: Interval, measure: Measure) -> str:
     return f"{number_text(interval.low, measure)} to {number_text(interval.high, measure)}"
 
 
+def level_text(interval: Interval) -> str:
+    """`95 %`."""
+    return f"{interval.level * 100:.0f} %"
+
+
 def joined(parts: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
@@ -161,8 +166,8 @@ def _kept(results: ExperimentResults, measure: Measure) -> str:
 def _caveats(results: ExperimentResults) -> list[str]:
     interval = results.base.scores[results.task].interval
     caveats = [
-        f"Intervals are {interval.level:.0%} bootstrap intervals over the items of one seed: what another seed or "
-        "other items of another kind would give is not in them. A difference is called within noise where the "
+        f"Intervals are {level_text(interval)} bootstrap intervals over the items of one seed: what another seed "
+        "would give is not in them. A difference is called within noise where the "
         "interval of the paired difference includes zero."
     ]
     pinned = {
@@ -176,7 +181,7 @@ def _caveats(results: ExperimentResults) -> list[str]:
         bound = 1.0 - 0.05 ** (1.0 / items)
         caveats.append(
             "Where all items have the same score the bootstrap's interval has no width. With "
-            f"{items} items, that still admits a true rate up to {bound:.0%} away."
+            f"{items} items, that still admits a true rate up to {bound * 100:.0f} % away."
         )
     caveats += [f"{run.name} failed and is in no table or figure: {run.error}" for run in results.failed]
     return caveats

@@ -60,6 +60,12 @@ class BaseTrainer(Trainer):
     The whole step means all micro-batches of gradient accumulation on all ranks: `prepare_step` counts.
     """
 
+    # `transformers` declares both as optional; a run always has them.
+    model: Any
+    processing_class: Any
+    train_dataset: Any
+    eval_dataset: Any
+
     def __init__(
         self, config: TrainingConfig, events: EventLog, eval_collate: Callable[..., dict[str, Any]], **arguments: Any
     ) -> None:
@@ -104,7 +110,7 @@ class BaseTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         batches, count = self.prepare_step(batches)
-        total = self.accelerator.reduce(torch.tensor(float(count), device=device), reduction="sum")
+        total: Any = self.accelerator.reduce(torch.tensor(float(count), device=device), reduction="sum")
         if not float(total) > 0:
             places = ", ".join(place for batch in batches for place in batch["places"])
             raise TrainingError(
@@ -163,9 +169,7 @@ class BaseTrainer(Trainer):
         rows = eval_dataset or self.eval_dataset
         if self.args.world_size > 1:
             rows = FilledRows(rows, self.args.world_size * self.args.eval_batch_size)
-        loader: DataLoader[Any] = DataLoader(
-            rows, batch_size=self.args.eval_batch_size, collate_fn=self.eval_collate
-        )
+        loader: DataLoader[Any] = DataLoader(rows, batch_size=self.args.eval_batch_size, collate_fn=self.eval_collate)
         return self.accelerator.prepare_data_loader(loader)
 
     def evaluate(

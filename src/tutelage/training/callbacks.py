@@ -68,14 +68,11 @@ class StopOnSignal(TrainerCallback):
         self._asked = True
         print("\nstopping after this step (once more to stop at once)", file=sys.stderr, flush=True)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.stopped = _any_process(self._asked, args)
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True
-        return control
 
 
 def _any_process(here: bool, args: TrainingArguments) -> bool:

@@ -24,7 +24,9 @@ def check_optimization(config: TrainingConfig) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(arguments, model=torch.nn.Module())  # pyright: ignore[reportArgumentType]
     except (ImportError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"optim: '{config.optim}' cannot be used here ({error}); or set optim: adamw_torch") from error
+        raise ConfigError(
+            f"optim: '{config.optim}' cannot be used here ({error}); or set optim: adamw_torch"
+        ) from error
     try:
         get_scheduler(
             config.lr_scheduler_type,

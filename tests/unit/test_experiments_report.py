@@ -1,0 +1,151 @@
+"""The page and the figures: numbers from the results, nothing from outside, nothing unescaped."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import to_hex
+
+from tests.made_up import made_up_failure, made_up_model, made_up_results
+from tutelage.config import OBJECTIVES
+from tutelage.experiments.figures import (
+    DARK,
+    LIGHT,
+    OBJECTIVE_COLOURS,
+    OBJECTIVE_MARKERS,
+    PANELS,
+    panel_figure,
+    tradeoff_figure,
+    trajectories_figure,
+    write_figures,
+)
+from tutelage.experiments.report import differing_options, questions, report_html, shared_options
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and all text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return report_html(made_up_results())
+
+
+def test_the_page_holds_every_number_of_the_results(html: str) -> None:
+    results = made_up_results()
+    shown = {
+        (attrs["data-model"], attrs["data-measure"]): float(attrs["data-value"] or "nan")
+        for _, attrs in Page(html).tags
+        if "data-value" in attrs
+    }
+    expected = {(model.name, name): score.mean for model in results.models for name, score in model.scores.items()}
+    assert shown == expected
+
+
+def test_the_page_needs_nothing_from_outside(html: str) -> None:
+    without_pictures = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
+    assert "http" not in without_pictures
+    assert "//" not in without_pictures
+    for tag, attrs in Page(html).tags:
+        assert tag not in ("script", "link", "iframe")
+        for name in ("src", "srcset"):
+            assert (attrs.get(name) or "data:image/png;base64,").startswith("data:image/png;base64,")
+
+
+def test_the_page_is_for_phones_paper_and_dark_rooms(html: str) -> None:
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in Page(html).tags
+    assert "@media print" in html
+    assert "@media (prefers-color-scheme: dark)" in html
+    dark = [attrs for tag, attrs in Page(html).tags if tag == "source"]
+    assert len(dark) == 1 + len(PANELS)
+
+
+def test_text_of_models_is_escaped(html: str) -> None:
+    assert "sft says &lt;b&gt;+0&lt;/b&gt; &amp; more" in html
+    assert "Made up &lt;for tests&gt;" in html
+    assert "b" not in {tag for tag, _ in Page(html).tags}
+
+
+def test_a_failed_run_is_marked_and_in_no_table() -> None:
+    results = made_up_results(made_up_model("sft", "sft", 32, 31, 0.3), made_up_failure())
+    html = report_html(results)
+    page = Page(html)
+    assert ("div", {"class": "failed", "role": "alert", "data-failed": "dft"}) in page.tags
+    assert "RuntimeError: no &lt;memory&gt; left" in html
+    assert "dft" not in {attrs.get("data-model") for _, attrs in page.tags}
+
+
+def test_answers_stand_side_by_side_in_the_order_of_the_data() -> None:
+    results = made_up_results()
+    asked = questions(results, [results.base, *results.runs], "trained")
+    assert [item.text for item in asked] == [f"question {index}" for index in range(32)]
+    assert [(answer.name, answer.right) for answer in asked[20].answers] == [
+        ("base", False),
+        ("sft", True),
+        ("dft", False),
+        ("sdft", True),
+    ]
+
+
+def test_options_that_differ_and_options_that_do_not() -> None:
+    runs = made_up_results().runs
+    assert differing_options(runs) == {"loss": ["sft", "dft", "sdft"], "learning_rate": [0.032, 0.014, 0.031]}
+    assert shared_options(runs) == {"r": 16}
+
+
+def test_each_objective_has_a_colour_and_a_marker_of_its_own() -> None:
+    assert set(OBJECTIVE_COLOURS) == set(OBJECTIVE_MARKERS) == set(OBJECTIVES)
+    assert len(set(OBJECTIVE_COLOURS.values())) == len(set(OBJECTIVE_MARKERS.values())) == len(OBJECTIVES)
+
+
+def test_trajectories_have_a_panel_for_each_metric_with_labels_and_colours() -> None:
+    figure = trajectories_figure(made_up_results(), LIGHT)
+    panels = figure.axes[: len(PANELS)]
+    assert [axes.get_title() for axes in panels] == [panel.title for panel in PANELS]
+    for axes, panel in zip(panels, PANELS, strict=True):
+        assert axes.get_xlabel().startswith("optimizer step")
+        assert axes.get_ylabel() == panel.unit
+        colours = {line.get_label(): to_hex(line.get_color()).upper() for line in axes.lines}
+        assert colours == OBJECTIVE_COLOURS
+    drift = panels[-1].lines[0]
+    assert [list(drift.get_xdata()), list(drift.get_ydata())] == [[0, 1, 2], [0.0, 0.3, 0.6]]
+
+
+def test_tradeoff_marks_every_model_at_its_numbers() -> None:
+    axes = tradeoff_figure(made_up_results(), LIGHT).axes[0]
+    points = {
+        (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines if len(line.get_xdata()) == 1
+    }
+    assert {(0.0, 0.0), (0.3, 1.0), (0.3, 31 / 32), (0.25, 14 / 32), (0.1, 31 / 32), (0.1, 20 / 32)} <= {
+        (round(x, 9), y) for x, y in points
+    }
+    assert {text.get_text() for text in axes.texts} == {"base", "sft", "dft", "sdft"}
+    assert axes.get_xlabel() == "KL(tuned ‖ base) on everyday prompts (nats per token)"
+    assert axes.get_ylabel() == "new knowledge (share of items)"
+
+
+def test_figures_of_runs_that_did_not_move(tmp_path: Path) -> None:
+    """One step of a run that learned nothing: no width, no height, and still a picture without a warning."""
+    results = made_up_results(made_up_model("sft", "sft", 0, 0, 0.0))
+    write_figures(results, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tradeoff.png", "training_trajectories.png"]
+    for path in tmp_path.iterdir():
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_panel_alone_is_as_the_theme_says() -> None:
+    figure = panel_figure(made_up_results(), PANELS[0], DARK)
+    assert to_hex(figure.get_facecolor()) == DARK.paper

@@ -1,0 +1,114 @@
+"""Sentences for given numbers, whichever way these fall."""
+
+import pytest
+
+from tests.made_up import made_up_failure, made_up_model, made_up_results, right, spread
+from tutelage.experiments.demo import CAPITALS_LOG_PROB, TRAINED
+from tutelage.experiments.sentences import findings, joined, number_text, value_text
+from tutelage.experiments.specification import KL_VS_BASE
+
+
+@pytest.mark.parametrize(
+    ("score", "measure", "text"),
+    [
+        (right(31), TRAINED, "31 of 32"),
+        (right(0), TRAINED, "0 of 32"),
+        (spread(0.4), TRAINED, "0.40"),
+        (spread(0.31849), KL_VS_BASE, "0.318"),
+        (spread(-4.125), CAPITALS_LOG_PROB, "−4.12"),
+    ],
+)
+def test_value_text(score: object, measure: object, text: str) -> None:
+    assert value_text(score, measure) == text  # pyright: ignore[reportArgumentType]
+
+
+def test_a_rounding_error_below_zero_is_zero() -> None:
+    assert number_text(-1e-9, KL_VS_BASE) == "0.000"
+
+
+def test_joined() -> None:
+    assert [joined(["a"]), joined(["a", "b"]), joined(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+def test_who_learned_most_and_who_is_within_noise_of_it() -> None:
+    """sdft misses 1 of 32: the paired interval of the difference reaches 0. dft misses 18: far from 0."""
+    learned = findings(made_up_results()).learned
+    assert learned[0] == (
+        "Trained question: base 0 of 32; sft learned most with 32 of 32; sdft 31 of 32 (within noise of sft) "
+        "and dft 14 of 32."
+    )
+    assert learned[1] == ("Paraphrase: base 0 of 32; sft learned most with 31 of 32; sdft 20 of 32 and dft 12 of 32.")
+
+
+def test_equals_share_the_first_place() -> None:
+    results = made_up_results(made_up_model("sft", "sft", 32, 31, 0.3), made_up_model("sdft", "sdft", 32, 20, 0.1))
+    assert findings(results).learned[0] == (
+        "Trained question: base 0 of 32; sft and sdft learned most with 32 of 32 each."
+    )
+
+
+def test_nothing_learned_is_said() -> None:
+    results = made_up_results(made_up_model("sft", "sft", 0, 0, 0.0), made_up_model("sdft", "sdft", 0, 0, 0.0))
+    assert findings(results).learned[0] == (
+        "Trained question: base 0 of 32; no run is above it (sft 0 of 32 and sdft 0 of 32)."
+    )
+
+
+def test_a_gain_within_noise_is_said() -> None:
+    """1 of 32 right: a resample without that item has probability (31/32)^32 = 0.36, so the interval reaches 0."""
+    text = findings(made_up_results(made_up_model("sft", "sft", 1, 0, 0.1))).learned[0]
+    assert text.startswith(
+        "Trained question: base 0 of 32; sft learned most with 1 of 32 (the gain over base is within"
+    )
+
+
+def test_dft_behind_and_not_behind() -> None:
+    behind = findings(made_up_results()).learned[2]
+    assert behind.endswith("it is no method for new knowledge, and dft trails sft here beyond noise.")
+    even = made_up_results(made_up_model("sft", "sft", 30, 30, 0.3), made_up_model("dft", "dft", 30, 30, 0.2))
+    assert findings(even).learned[2].endswith("yet in this run dft is not behind sft beyond noise.")
+    alone = made_up_results(made_up_model("dft", "dft", 30, 30, 0.2))
+    assert not any("objective weights" in sentence for sentence in findings(alone).learned)
+
+
+def test_the_check_on_unseen_items() -> None:
+    assert findings(made_up_results()).learned[-1] == (
+        "Unseen country (a check, never trained): base 0 of 32, sft 0 of 32, dft 0 of 32 and sdft 0 of 32; "
+        "no run differs from base beyond noise, as it should be."
+    )
+
+
+def test_who_drifted_least_with_ratios() -> None:
+    """0.1 / 0.25 = 0.40 and 0.1 / 0.3 = 0.33."""
+    assert findings(made_up_results()).kept[0] == (
+        "KL(tuned ‖ base) on everyday prompts, in nats per token: sdft 0.100, dft 0.250 and sft 0.300. "
+        "Least drifted sdft: 0.40 times the KL of dft and 0.33 times the KL of sft."
+    )
+
+
+def test_no_drift_has_no_ratio() -> None:
+    results = made_up_results(made_up_model("sft", "sft", 0, 0, 0.0), made_up_model("sdft", "sdft", 0, 0, 0.0))
+    assert findings(results).kept[0].endswith("sft 0.000 and sdft 0.000. Least drifted sft.")
+
+
+def test_prior_within_noise() -> None:
+    assert findings(made_up_results()).kept[1] == (
+        "Capitals: base 108 of 120; sft (108 of 120), dft (108 of 120) and sdft (108 of 120) are within noise of that."
+    )
+
+
+def test_caveats_name_notes_level_and_failures() -> None:
+    results = made_up_results(made_up_model("sft", "sft", 32, 31, 0.3), made_up_failure())
+    caveats = findings(results).caveats
+    assert caveats[0] == "A note."
+    assert caveats[1].startswith("Intervals are 95 % bootstrap intervals")
+    assert caveats[-1] == "dft failed and is in no table or figure: RuntimeError: no <memory> left"
+
+
+def test_the_bound_for_scores_without_spread() -> None:
+    """(1 − x)^32 = 0.05 gives x = 0.089."""
+    assert any("With 32 items, that still admits a true rate up to 9 % away." in text for text in _all())
+
+
+def _all() -> list[str]:
+    return findings(made_up_results()).all
