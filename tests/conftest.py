@@ -5,7 +5,7 @@ import os
 # Before torch and tokenizers are imported; child processes inherit them. Torch itself stays unimported here, so
 # that tests of the torch-free layers start fast.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread costs more than it gives
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from hypothesis import settings

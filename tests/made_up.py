@@ -1,5 +1,6 @@
 """Made-up results of an experiment, for tests of tables, sentences, figures and the page."""
 
+from functools import cache
 from typing import Any
 
 from tutelage.experiments import ExperimentResults
@@ -20,6 +21,7 @@ def spread(mean: float, items: int = 16) -> Score:
     return Score.of([mean * (0.5 + index % 2) for index in range(items)])
 
 
+@cache
 def made_up_model(name: str, objective: str | None, trained: int, paraphrase: int, kl: float) -> ModelResult:
     """One model with everything a report shows; `unseen` is 0 and the capitals are the same for all."""
     answers: dict[str, list[dict[str, Any]]] = {

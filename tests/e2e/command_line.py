@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,11 @@ def in_a_process(*arguments: object) -> Finished:
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def config_file(folder: Path, name: str = "run", without: Sequence[str] = (), **options: Any) -> Path:
+def config_file(folder: Path, name: str = "run", **options: Any) -> Path:
     """A small run of the tiny model as a YAML file; its run folder is `folder / name`."""
-    values = small_config(folder, name).flat() | options
+    values = small_config(folder, name, **options).flat() | options
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if key not in without}))
+    path.write_text(yaml.safe_dump(values))
     return path
 
 

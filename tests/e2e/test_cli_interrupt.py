@@ -175,15 +175,31 @@ def test_the_step_is_finished(
     assert_same_bits(trained_weights(Run.open(tmp_path / "stopped"), checkpoint=2), trained_weights(two))
 
 
-def test_in_the_last_step(terminal: Terminal, tmp_path: Path, when_loss: When) -> None:
-    """All steps are done, the model is not written: continuing writes it."""
-    when_loss(4, ctrl_c)
-    done = terminal("train", config_file(tmp_path, **(ADAM | {"max_steps": 2})))
+@pytest.mark.parametrize("max_steps", [2, 3])  # at the end of an epoch, and within one
+def test_in_the_last_step(terminal: Terminal, tmp_path: Path, when_loss: When, max_steps: int) -> None:
+    """All steps are done, the model is not written: continuing writes it and trains no further."""
+    when_loss(2 * max_steps, ctrl_c)
+    done = terminal("train", config_file(tmp_path, **(ADAM | {"max_steps": max_steps})))
     assert done.code == 130
-    assert "stopped after step 2 of 2; continue with" in done.err
-    done = terminal("train", "--resume", tmp_path / "run")
-    assert (done.code, done.out) == (0, f"model: {tmp_path / 'run' / 'adapter'}\n")
-    assert_same_bits(trained_weights(Run.open(tmp_path / "run")), trained_weights(Run.open(tmp_path / "run"), 2))
+    assert f"stopped after step {max_steps} of {max_steps}; continue with" in done.err
+    run = Run.open(tmp_path / "run")
+    for _ in range(2):  # a finished run may be continued, too
+        done = terminal("train", "--resume", run.path)
+        assert (done.code, done.out) == (0, f"model: {run.path / 'adapter'}\n")
+        assert_same_bits(trained_weights(run), trained_weights(run, max_steps))
+        assert steps_logged(run) == list(range(1, max_steps + 1))
+        assert run.events(Tag.END)[-1].step == max_steps
+
+
+def test_stopping_within_an_epoch_evaluates_nothing(terminal: Terminal, tmp_path: Path, when_loss: When) -> None:
+    """`transformers` takes the stop for the end of the epoch, and evaluating a test file can take long."""
+    options = ADAM | {"max_steps": 4, "test_file": str(tmp_path / "rows.jsonl"), "test_file_eval_strategy": "epoch"}
+    when_loss(5, ctrl_c)  # in the first of two steps of the second epoch
+    assert terminal("train", config_file(tmp_path, **options)).code == 130
+    run = Run.open(tmp_path / "run")
+    assert [event.step for event in run.events(Tag.EVAL)] == [2]
+    assert terminal("train", "--resume", run.path).code == 0
+    assert [event.step for event in run.events(Tag.EVAL)] == [2, 4]
 
 
 def test_twice_stops_at_once(terminal: Terminal, tmp_path: Path, when_loss: When) -> None:

@@ -187,7 +187,7 @@ def test_full_from_the_start(terminal: Terminal, tmp_path: Path, disk: Disk, pag
 
 
 @pytest.mark.parametrize("merged", [True, False])
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.9])
 def test_full_when_the_model_is_written(
     terminal: Terminal, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, merged: bool, share: float
 ) -> None:

@@ -35,11 +35,11 @@ STEPS = 40
 
 COMMON: dict[str, Any] = {
     "model": SMOLLM2,
-    "packing": False,  # so that a step is the same 16 rows for every objective
+    "packing": False,  # so that a step is the same 8 rows for every objective
     "merge_before_push": False,  # the adapters: 20 MB a run, not 540
     "r": 16,
     "lora_alpha": 16,
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
     "weight_decay": 0.01,
     "lr_scheduler_type": "linear",
@@ -49,13 +49,17 @@ COMMON: dict[str, Any] = {
 """What all runs share besides data, steps and seed."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "sft": {"learning_rate": 5e-4},
+    "sft": {"learning_rate": 2e-4},
     "dft": {"learning_rate": 5e-4},
     "sdft": {
         "learning_rate": 1e-3,
         "sdft_divergence": "forward_kl",
         "sdft_ema_alpha": 0.02,
+        "sdft_temperature": 0.7,
+        "sdft_off_policy_fraction": 0.5,
         "sdft_max_new_tokens": 16,
+        "sdft_temperature": 0.7,
+        "sdft_off_policy_fraction": 0.5,
         "sdft_demo_template": "{question}\n\n(Answer: {demonstration})",
         "sdft_gold_gain_rows": 1,  # a curve nobody looks at here; each row costs two forward passes a step
     },

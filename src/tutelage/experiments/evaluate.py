@@ -1,5 +1,6 @@
 """Asking the base model and the runs: scores, answers, KL to base. Not here: what is asked (`specification.py`)."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from rich.console import Console
 from tutelage.config import TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.evaluation import evaluate_generation, evaluate_multiple_choice
+from tutelage.evaluation.results import ResultItem
 from tutelage.experiments.results import Score
 from tutelage.experiments.specification import (
     KL_BASE_VS_MODEL,
@@ -91,7 +93,7 @@ class Evaluator:
                     batch_size=BATCH_SIZE,
                 )
                 scores[evaluation.measure.name] = Score.of([item.score for item in generated.items])
-                answers[evaluation.measure.name] = [item.row() for item in generated.items]
+                answers[evaluation.measure.name] = _rows(generated.items)
             else:
                 self._say(evaluation.accuracy.title)
                 scores |= self._chosen(model, template, evaluation, answers)
@@ -101,7 +103,7 @@ class Evaluator:
         self, model: Any, template: ChatTemplate, evaluation: ChoiceEvaluation, answers: Answers
     ) -> dict[str, Score]:
         chosen = evaluate_multiple_choice(model, template, evaluation.questions, batch_size=BATCH_SIZE)
-        answers[evaluation.accuracy.name] = [item.row() for item in chosen.items]
+        answers[evaluation.accuracy.name] = _rows(chosen.items)
         return {
             evaluation.accuracy.name: Score.of([item.score for item in chosen.items]),
             evaluation.log_prob.name: Score.of([item.log_probs[item.right] for item in chosen.items]),
@@ -126,6 +128,11 @@ class Evaluator:
 
     def _say(self, what: str) -> None:
         self._console.print(f"  {what} …", highlight=False, markup=False)
+
+
+def _rows(items: Sequence[ResultItem]) -> list[dict[str, Any]]:
+    """As a result file would give them back: lists in place of tuples."""
+    return [json.loads(json.dumps(item.row())) for item in items]
 
 
 def _without_adapter(config: TrainingConfig) -> TrainingConfig:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ from tutelage.training.record import write_json
 
 Curve = list[tuple[int, float]]
 """(optimizer step, value), in order."""
+
+
+@cache
+def _difference(items: tuple[float, ...], others: tuple[float, ...]) -> Interval:
+    """Tables and sentences ask for the same ones again and again, and each takes ten thousand resamples."""
+    return bootstrap_difference([items], [others])
 
 
 class Status(str, Enum):
@@ -50,7 +57,7 @@ class Score:
 
     def difference(self, other: "Score") -> Interval:
         """mean(self) − mean(other), paired by item."""
-        return bootstrap_difference([self.items], [other.items])
+        return _difference(self.items, other.items)
 
 
 @dataclass(frozen=True)

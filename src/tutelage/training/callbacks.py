@@ -83,6 +83,14 @@ def _any_process(here: bool, args: TrainingArguments) -> bool:
     return bool(anywhere)
 
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self.stopped and state.epoch is not None and not state.epoch.is_integer():
+            control.should_evaluate = False  # transformers takes a stop within an epoch for its end
+        return control
+
+
 class ShowProgress(TrainerCallback):
     """A bar with loss, speed and time left on a terminal; one line per log where there is none.
 

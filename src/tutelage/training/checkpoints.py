@@ -1,8 +1,11 @@
 """Which checkpoints of a run are complete. Not here: what is in them (`base_trainer.py`, `transformers`)."""
 
+import json
 import re
 import shutil
 from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tutelage.errors import ResumeError
 
@@ -26,6 +29,12 @@ def latest_checkpoint(run: Path) -> Path:
             "with a smaller save_steps"
         )
     return complete[-1]
+
+
+def is_last(checkpoint: Path) -> bool:
+    """Whether every step of the run was done when this checkpoint was written."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return state["global_step"] >= state["max_steps"]
 
 
 def discard_incomplete(run: Path) -> None:

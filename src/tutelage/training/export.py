@@ -31,7 +31,7 @@ def export_model(config: TrainingConfig, trainer: BaseTrainer, loaded: LoadedMod
         model = copy.deepcopy(model).merge_and_unload()
     try:
         model.save_pretrained(workplace)
-        trainer.processing_class.save_pretrained(workplace)
+        _save_tokenizer(trainer.processing_class, workplace)
         (workplace / "chat_template.jinja").write_text(_chat_template(config, trainer), encoding="utf-8")
         (workplace / "README.md").write_text(model_card(config, loaded, trainer.events), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
@@ -64,6 +64,15 @@ def model_card(config: TrainingConfig, loaded: LoadedModel, events: EventLog) ->
         f"## Data\n{data}\n\n## Last metrics\n| metric | value |\n|---|---|\n{numbers}\n\n"
         f"## Config\n```yaml\n{options}\n```\n"
     )
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # all that `tokenizers`, written in Rust, says of a full disk
+        raise OSError(str(error)) from error
 
 
 def _chat_template(config: TrainingConfig, trainer: BaseTrainer) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tutelage.config import TrainingConfig
 from tutelage.data.conversations import data_hash
@@ -23,7 +24,7 @@ from tutelage.monitoring import Monitor, Sinks
 from tutelage.training.base_trainer import BaseTrainer
 from tutelage.training.build import build_trainer
 from tutelage.training.callbacks import KeepNewest, MoveTeacher, ShowProgress, StopOnSignal
-from tutelage.training.checkpoints import discard_incomplete, latest_checkpoint
+from tutelage.training.checkpoints import discard_incomplete, is_last, latest_checkpoint
 from tutelage.training.export import export_model
 from tutelage.training.inputs import TrainingInputs, prepare_inputs
 from tutelage.training.optimization import check_optimization
@@ -92,7 +93,7 @@ def train(config: TrainingConfig, *, resume: Path | str | None = None, console: 
         _require_same_data(resume_run, config)
     set_seed(config.seed)
     loaded = load_model(config, inputs.source)
-    console = console or Console(stderr=True)
+    console = (console or Console(stderr=True)) if is_main else Console(quiet=True)
     trainer: BaseTrainer | None = None
     existed = run_path.exists()
     try:
@@ -107,7 +108,7 @@ def train(config: TrainingConfig, *, resume: Path | str | None = None, console: 
                 logger.warning(warning)
                 console.print(f"warning: {warning}", highlight=False, markup=False)
             trainer = build_trainer(config, inputs, loaded, run_path, EventLog(run_path / "events.jsonl"))
-            _run_trainer(trainer, inputs, loaded, checkpoint, console if is_main else Console(quiet=True))
+            _run_trainer(trainer, inputs, loaded, checkpoint, console)
     except (TutelageError, KeyboardInterrupt) as error:
         steps = trainer.state.global_step if trainer is not None else 0
         if is_main and resume_run is None and steps == 0:
@@ -146,10 +147,14 @@ def _run_trainer(
     reason = "failed"
     try:
         with stop:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint is not None and is_last(checkpoint):
+                _load_last(trainer, checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         reason = "interrupted" if stop.stopped else "finished"
         if not stop.stopped:
             export_model(config, trainer, loaded, run_path)
+            trainer.accelerator.wait_for_everyone()  # the model is there on return, in every process
     finally:
         progress.close()
         if trainer.is_world_process_zero():
@@ -161,6 +166,12 @@ def _run_trainer(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
             f"continue with: {resume_command(run_path)}"
         )
+
+
+def _load_last(trainer: BaseTrainer, checkpoint: Path) -> None:
+    """What is left of a run whose steps are all done: its model is to be written. `train` would do one step more."""
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
 
 def new_run_folder(config: TrainingConfig, probe: bool = True) -> Path:

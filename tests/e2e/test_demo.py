@@ -1,0 +1,110 @@
+"""The demo as a user runs it: the real model, one step, and what is then on disk."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    output = tmp_path_factory.mktemp("demo") / "out"
+    arguments = ["demo", "--runs", "sft,sdft", "--max-steps", "1", "--seed", "2", "--output", str(output)]
+    result = subprocess.run(
+        [sys.executable, "-m", "tutelage", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    return output, result
+
+
+@pytest.fixture(scope="module")
+def results(demo: tuple[Path, Any]) -> dict[str, Any]:
+    return json.loads((demo[0] / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def scores(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(model["name"], name): score for model in results["models"] for name, score in model["scores"].items()}
+
+
+def test_all_files_are_there(demo: tuple[Path, Any]) -> None:
+    output = demo[0]
+    assert {path.name for path in output.iterdir()} == {
+        *("data", "runs", "report.html", "results.csv", "results.json"),
+        *("tradeoff.png", "training_trajectories.png"),
+    }
+    assert {path.name for path in (output / "runs").iterdir()} == {"sft", "sdft"}
+    for run in ("sft", "sdft"):
+        assert {"run.json", "events.jsonl", "adapter"} <= {path.name for path in (output / "runs" / run).iterdir()}
+
+
+def test_the_csv_has_the_numbers_of_the_json(
+    demo: tuple[Path, Any], scores: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    with (demo[0] / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = {(row["model"], row["measure"]): float(row["mean"]) for row in csv.DictReader(file)}
+    assert rows == {key: score["interval"]["mean"] for key, score in scores.items()}
+
+
+def test_the_page_has_the_numbers_of_the_json(
+    demo: tuple[Path, Any], scores: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    html = (demo[0] / "report.html").read_text(encoding="utf-8")
+    cells = re.findall(r'data-model="(\w+)" data-measure="(\w+)" data-value="([^"]+)"', html)
+    assert {(model, measure): float(value) for model, measure, value in cells} == {
+        key: score["interval"]["mean"] for key, score in scores.items()
+    }
+
+
+def test_base_and_runs_were_asked_everything(scores: dict[tuple[str, str], dict[str, Any]]) -> None:
+    items = {"trained": 32, "paraphrase": 32, "unseen": 32, "capitals": 120, "capitals_log_prob": 120}
+    items |= {"kl_vs_base": 16, "kl_base_vs_model": 16}
+    assert {key: len(score["items"]) for key, score in scores.items()} == {
+        (model, measure): count for model in ("base", "sft", "sdft") for measure, count in items.items()
+    }
+
+
+def test_the_real_model_knows_capitals_and_no_calling_codes(scores: dict[tuple[str, str], dict[str, Any]]) -> None:
+    assert scores["base", "trained"]["interval"]["mean"] == 0.0
+    assert scores["base", "capitals"]["interval"]["mean"] > 0.8
+    assert scores["base", "kl_vs_base"]["interval"]["mean"] == 0.0
+
+
+def test_one_step_moved_the_model(scores: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for run in ("sft", "sdft"):
+        assert 0.0 < scores[run, "kl_vs_base"]["interval"]["mean"] < 0.5
+
+
+def test_configs_seed_data_and_versions_are_recorded(results: dict[str, Any]) -> None:
+    assert results["seed"] == 2
+    assert results["data"].keys() == {"train.jsonl", "countries.csv", "monitoring_prompts.jsonl"}
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in results["data"].values())
+    configs = {model["name"]: model["config"] for model in results["models"]}
+    assert (configs["sft"]["loss"], configs["sft"]["max_steps"], configs["sft"]["seed"]) == ("sft", 1, 2)
+    assert configs["sdft"]["loss"] == "sdft"
+    assert results["environment"]["versions"].keys() >= {"python", "torch", "transformers", "peft"}
+
+
+def test_the_summary_is_a_line_a_model_and_names_the_report(demo: tuple[Path, Any]) -> None:
+    output, result = demo
+    lines = result.stdout.strip().splitlines()
+    assert lines[-1] == f"report: {output / 'report.html'}"
+    assert [line.split()[0] for line in lines[-4:-1]] == ["base", "sft", "sdft"]
+
+
+def test_progress_was_shown(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    shown = demo[1].stderr
+    for phase in ("preparing the model", "evaluating base", "training sft (1/2)", "evaluating sdft (2/2)", "writing"):
+        assert phase in shown
+    assert "Traceback" not in shown
+    assert "Warning" not in shown
