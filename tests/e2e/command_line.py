@@ -62,6 +62,4 @@ def config_file(folder: Path, name: str = "run", **options: Any) -> Path:
 
 def files_below(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder with its content: what must be the same after a refusal."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

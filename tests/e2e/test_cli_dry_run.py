@@ -90,9 +90,7 @@ def test_sdft_shows_both_views(terminal: Terminal, tmp_path: Path) -> None:
         ({"loss": "sdft", "is_peft": False, "learning_rate": 0.25}, 0.25),
     ],
 )
-def test_the_resolved_config(
-    terminal: Terminal, tmp_path: Path, options: dict[str, Any], learning_rate: float
-) -> None:
+def test_the_resolved_config(terminal: Terminal, tmp_path: Path, options: dict[str, Any], learning_rate: float) -> None:
     """What is printed is a config file again, with every default filled in, and means the same run."""
     out = dry_run(terminal, tmp_path, [X_ROW], **({"learning_rate": None} | options))
     printed = re.fullmatch(r"Config\n(.*?)\n\nData\n.*", out, flags=re.DOTALL)

@@ -158,9 +158,7 @@ def ctrl_c() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_step_is_finished(
-    terminal: Terminal, tmp_path: Path, when_loss: When, number: signal.Signals
-) -> None:
+def test_the_step_is_finished(terminal: Terminal, tmp_path: Path, when_loss: When, number: signal.Signals) -> None:
     """The signal comes in the first of two micro-batches of step 2; both are in the checkpoint."""
     options = ADAM | {"max_steps": 5, "lr_scheduler_type": "constant"}
     when_loss(3, lambda: signal.raise_signal(number))
@@ -202,11 +200,12 @@ def test_stopping_within_an_epoch_evaluates_nothing(terminal: Terminal, tmp_path
     assert [event.step for event in run.events(Tag.EVAL)] == [2, 4]
 
 
-def test_twice_stops_at_once(terminal: Terminal, tmp_path: Path, when_loss: When) -> None:
-    def twice() -> None:
-        ctrl_c()
-        ctrl_c()
+def twice() -> None:
+    ctrl_c()
+    ctrl_c()
 
+
+def test_twice_stops_at_once(terminal: Terminal, tmp_path: Path, when_loss: When) -> None:
     when_loss(5, twice)  # in step 3
     done = terminal("train", config_file(tmp_path, **(ADAM | {"max_steps": 5, "save_steps": 2})))
     assert done.code == 130
@@ -219,7 +218,7 @@ def test_twice_stops_at_once(terminal: Terminal, tmp_path: Path, when_loss: When
 
 
 def test_twice_before_a_checkpoint(terminal: Terminal, tmp_path: Path, when_loss: When) -> None:
-    when_loss(3, lambda: (ctrl_c(), ctrl_c()) and None)
+    when_loss(3, twice)
     done = terminal("train", config_file(tmp_path, **(ADAM | {"max_steps": 5})))
     assert done.code == 130
     assert "error: stopped in step 2, before the first checkpoint; start anew, in another output_dir\n" in done.err

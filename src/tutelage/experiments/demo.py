@@ -58,8 +58,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "sdft_temperature": 0.7,
         "sdft_off_policy_fraction": 0.5,
         "sdft_max_new_tokens": 16,
-        "sdft_temperature": 0.7,
-        "sdft_off_policy_fraction": 0.5,
         "sdft_demo_template": "{question}\n\n(Answer: {demonstration})",
         "sdft_gold_gain_rows": 1,  # a curve nobody looks at here; each row costs two forward passes a step
     },

@@ -47,20 +47,29 @@ def cache_folder() -> Path:
 def resolve_model(name: str) -> str:
     """A folder or Hub id that `transformers` can load; GGUF files are converted once and cached.
 
-    Raises ModelError for a path that does not exist or holds no model.
+    Raises ModelError for a path that does not exist, may not be read or holds no model.
     """
     if name == SMOLLM2:
         return str(_convert_gguf(_packaged_smollm2()))
+    try:
+        return _resolve(name)
+    except OSError as error:  # too long for a path, or in a folder that is somebody else's
+        raise ModelError(
+            f"model '{name}': cannot be looked for ({error.strerror}); check the path in 'model'"
+        ) from error
+
+
+def _resolve(name: str) -> str:
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
-        if not os.path.isfile(path):
+        if not path.is_file():
             raise ModelError(f"{name}: no such GGUF file; check the path in 'model'")
         return str(_convert_gguf(path))
-    if os.path.isdir(path):
+    if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"{name}: the folder holds no config.json; point 'model' at a model's own folder")
         return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or os.path.exists(path):
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
         raise ModelError(f"{name}: no such model folder; check the path in 'model'")
     return name
 
@@ -85,7 +94,7 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
     source = source or resolve_model(config.model)
     require_gpu_if_asked(config)
     adapter = Path(source) / "adapter_config.json"
-    is_adapter = os.path.exists(adapter)
+    is_adapter = adapter.exists()
     base = _adapter_base(adapter) if is_adapter else source
     quiet = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -198,7 +207,7 @@ def _adapter_base(adapter_config: Path) -> str:
 
 
 def _not_loadable(source: str, what: str) -> str:
-    if os.path.isdir(source):
+    if Path(source).is_dir():
         return f"{source}: the folder holds no {what} that transformers can read; check that the download is complete"
     return (
         f"model '{source}': no {what} of that name on the Hub or in its cache "

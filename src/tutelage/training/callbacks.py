@@ -74,6 +74,12 @@ class StopOnSignal(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.stopped and state.epoch is not None and not state.epoch.is_integer():
+            control.should_evaluate = False  # transformers takes a stop within an epoch for its end
+
 
 def _any_process(here: bool, args: TrainingArguments) -> bool:
     if args.world_size == 1:
@@ -81,14 +87,6 @@ def _any_process(here: bool, args: TrainingArguments) -> bool:
     anywhere = torch.tensor(float(here), device=args.device)
     torch.distributed.all_reduce(anywhere, op=torch.distributed.ReduceOp.MAX)
     return bool(anywhere)
-
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        if self.stopped and state.epoch is not None and not state.epoch.is_integer():
-            control.should_evaluate = False  # transformers takes a stop within an epoch for its end
-        return control
 
 
 class ShowProgress(TrainerCallback):
