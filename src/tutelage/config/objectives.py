@@ -106,4 +106,4 @@ class SdftConfig(ObjectiveConfig):
 
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {"sft": SftConfig, "dft": DftConfig, "sdft": SdftConfig}
-"""Every value of `loss`. A new objective is one class above, one row here and one in `training.objectives`."""
+"""Every value of `loss`. A new objective is one class above, one row here and one in `training.build.TRAINERS`."""

@@ -107,7 +107,6 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
             transformers_logging.enable_progress_bar()
     tokenizer = load_tokenizer(source)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    attach_head(model)
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
     with _without_peft_deprecations():
@@ -117,6 +116,7 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
                 model = model.merge_and_unload()
         elif config.is_peft:
             model = _add_lora(model, config)
+    attach_head(model)  # after the adapter, which may be on the head
     if not config.is_peft:
         model.requires_grad_(True)
     return LoadedModel(model=model, tokenizer=tokenizer, source=base)
