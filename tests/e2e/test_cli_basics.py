@@ -49,7 +49,7 @@ def test_version(terminal: Terminal) -> None:
 
 
 def test_a_mistyped_command_or_option(terminal: Terminal) -> None:
-    for arguments, hint in ((["trian"], "Did you mean 'train'?"), (["train", "--sett", "a=1"], "--set")):
+    for arguments, hint in ((["traim"], "Did you mean 'train'?"), (["train", "--sett", "a=1"], "--set")):
         done = terminal(*arguments)
         assert (done.code, done.out) == (2, "")
         assert hint in done.err

@@ -146,6 +146,12 @@ def test_figures_of_runs_that_did_not_move(tmp_path: Path) -> None:
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_all_panels_have_the_same_steps() -> None:
+    """Losses start at step 1 and drift at step 0: without a common axis, one step would be a point in the void."""
+    axes = trajectories_figure(made_up_results(), LIGHT).axes[: len(PANELS)]
+    assert [panel.get_xlim() for panel in axes] == [pytest.approx((-0.06, 2.06))] * len(PANELS)
+
+
 def test_a_panel_alone_is_as_the_theme_says() -> None:
     figure = panel_figure(made_up_results(), PANELS[0], DARK)
     assert to_hex(figure.get_facecolor()) == DARK.paper

@@ -9,6 +9,8 @@ from rich.console import Console
 if TYPE_CHECKING:
     from tutelage.experiments import ExperimentResults
 
+WIDEST_VALUE = len("108 of 120")
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -41,18 +43,20 @@ def demo(
 
 
 def _print_summary(results: "ExperimentResults", output: Path) -> None:
-    """A line a model, and where the report is."""
+    """A line a model with the shares and the KL that fit a terminal, and where the report is."""
     from rich.table import Table
 
     from tutelage.experiments.report import REPORT_FILE
     from tutelage.experiments.sentences import value_text
+    from tutelage.experiments.specification import KL_VS_BASE, Unit
 
+    shown = [measure for measure in results.measures if measure.unit is Unit.SHARE or measure == KL_VS_BASE]
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for measure in results.measures:
-        table.add_column(measure.title, justify="right")
+    table.add_column("", no_wrap=True)
+    for measure in shown:
+        table.add_column(measure.title, justify="right", min_width=WIDEST_VALUE)
     for model in [results.base, *results.runs]:
-        cells = [value_text(model.scores[measure.name], measure) for measure in results.measures]
+        cells = [value_text(model.scores[measure.name], measure) for measure in shown]
         table.add_row(model.name, *cells)
     for model in results.failed:
         table.add_row(model.name, "failed")

@@ -53,7 +53,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainingConfig:
         if isinstance(options.get(key), str):
             options[key] = str(_beside(config_folder, options[key]))
     model, template = options.get("model"), options.get("chat_template")
-    if isinstance(model, str) and (config_folder / model).exists():
+    if isinstance(model, str) and _exists(config_folder / model):
         options["model"] = str(config_folder / model)
     if isinstance(template, str) and template.endswith(".jinja"):
         options["chat_template"] = str(_beside(config_folder, template))
@@ -102,6 +102,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__}, not options; write lines such as 'loss: sdft'")
     return {str(key): value for key, value in cast("dict[Any, Any]", content).items()}
+
+
+def _exists(path: Path) -> bool:
+    """False also for a name too long to be a path, such as a template pasted in the wrong place."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _beside(folder: Path, path: str | Path) -> Path:

@@ -66,10 +66,10 @@ def data_hash(path: Path) -> str:
 
 
 def _open(path: Path) -> IO[bytes]:
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; name one .jsonl or .jsonl.gz file in it")
     try:
         return path.open("rb")
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: is a folder; name one .jsonl or .jsonl.gz file in it") from error
     except FileNotFoundError as error:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings) or "; check the path (relative paths start at the current folder)"

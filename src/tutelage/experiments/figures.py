@@ -4,7 +4,7 @@ Not here: numbers (`results.py`), the page they stand on (`report.py`).
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,8 @@ def _figure(size: tuple[float, float], theme: Theme) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Any, panel: Panel, runs: Iterable[ModelResult], theme: Theme) -> None:
+def _draw_panel(axes: Any, panel: Panel, runs: Sequence[ModelResult], theme: Theme) -> None:
+    last = max((curve[-1][0] for run in runs for curve in run.curves.values() if curve), default=1)
     for run in runs:
         curve = run.curves.get(panel.metric, [])
         steps, values = [step for step, _ in curve], [value for _, value in curve]
@@ -163,11 +164,13 @@ def _draw_panel(axes: Any, panel: Panel, runs: Iterable[ModelResult], theme: The
     axes.set_xlabel("optimizer step" + (f"\n{panel.remark}" if panel.remark else ""), fontsize=8)
     axes.set_ylabel(panel.unit, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0.0)
+    axes.set_xlim(-0.03 * last, 1.03 * last)
+    highest = max((value for run in runs for _, value in run.curves.get(panel.metric, [])), default=0.0)
+    axes.set_ylim(0.0, 1.08 * highest if highest > 0 else 1.0)
     _style(axes, theme)
 
 
-def _add_legend(axes: Any, runs: Iterable[ModelResult], theme: Theme, *, loc: str, fontsize: float) -> None:
+def _add_legend(axes: Any, runs: Sequence[ModelResult], theme: Theme, *, loc: str, fontsize: float) -> None:
     handles = [
         Line2D([], [], color=colour_of(run), marker=marker_of(run), linewidth=1.8, label=run.name) for run in runs
     ]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
@@ -202,8 +201,7 @@ class BaseTrainer(Trainer):
             if self.is_world_process_zero():
                 self.save_extra_state(folder)
                 mark_complete(folder)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            # torch and safetensors report a full disk as their own errors
+        except Exception as error:  # torch, safetensors and tokenizers each report a full disk as an error of their own
             shutil.rmtree(folder, ignore_errors=True)
             raise OutputError(
                 f"{folder}: the checkpoint could not be written ({error}); free space there, "
