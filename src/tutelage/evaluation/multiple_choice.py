@@ -10,8 +10,8 @@ from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import Message
 from tutelage.errors import DataError
 from tutelage.evaluation.questions import ChoiceQuestion, question_text
-from tutelage.models import response_log_probs
-from tutelage.models.scoring import Pair
+from tutelage.models import choice_log_probs
+from tutelage.models.choices import PromptChoices
 from tutelage.monitoring.isolation import leaving_no_trace
 from tutelage.monitoring.prompts import check_fits, padding_id
 
@@ -75,25 +75,29 @@ def evaluate_multiple_choice(
     """
     if not questions:
         raise DataError("multiple_choice has no questions; give at least one")
-    pairs: list[Pair] = []
+    encoded: list[PromptChoices] = []
     for question in questions:
         prompt = template.encode_prompt(question.prompt, question.place)
-        for choice in question.choices:
-            answer = template.encode_response([*question.prompt, Message("assistant", choice)], question.place)
-            check_fits(model, len(prompt) + len(answer), question.place)
-            pairs.append((prompt, answer))
+        answers = [
+            template.encode_response([*question.prompt, Message("assistant", choice)], question.place)
+            for choice in question.choices
+        ]
+        check_fits(model, len(prompt) + max(map(len, answers)), question.place)
+        encoded.append((prompt, answers))
     with leaving_no_trace(model):
-        log_probs = response_log_probs(model, pairs, padding_id(template), batch_size)
-    scores = iter([float(row.double().sum()) / (len(row) if length == "mean" else 1) for row in log_probs])
+        scored = choice_log_probs(model, encoded, padding_id(template), batch_size)
+    scores = [
+        tuple(float(row.double().sum()) / (len(row) if length == "mean" else 1) for row in rows) for rows in scored
+    ]
     return MultipleChoiceResult(
         tuple(
             ChoiceItem(
                 question_text(question.prompt),
                 question.choices,
                 question.right,
-                tuple(next(scores) for _ in question.choices),
+                log_probs,
                 question.place,
             )
-            for question in questions
+            for question, log_probs in zip(questions, scores, strict=True)
         )
     )

@@ -1,5 +1,6 @@
 """The model itself: loading, adapters, the head, copies of its weights, scoring. Not here: how it is trained."""
 
+from tutelage.models.choices import choice_log_probs
 from tutelage.models.head import attach_head, head_forward
 from tutelage.models.inference import inference_mode_of
 from tutelage.models.loading import LoadedModel, load_model, load_tokenizer, resolve_model
@@ -11,6 +12,7 @@ __all__ = [
     "ResponseKl",
     "WeightCopy",
     "attach_head",
+    "choice_log_probs",
     "head_forward",
     "inference_mode_of",
     "load_model",
