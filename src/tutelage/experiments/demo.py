@@ -30,7 +30,7 @@ from tutelage.models.loading import SMOLLM2
 from tutelage.monitoring import everyday_prompts
 from tutelage.monitoring.everyday import EVERYDAY_PROMPTS
 
-STEPS = 40
+STEPS = 32
 """Optimizer steps of every run, unless `--max-steps` says otherwise."""
 
 COMMON: dict[str, Any] = {
@@ -41,6 +41,7 @@ COMMON: dict[str, Any] = {
     "lora_alpha": 16,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
+    "learning_rate": 5e-4,
     "weight_decay": 0.01,
     "lr_scheduler_type": "linear",
     "logging_steps": 1,
@@ -49,10 +50,9 @@ COMMON: dict[str, Any] = {
 """What all runs share besides data, steps and seed."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "sft": {"learning_rate": 2e-4},
-    "dft": {"learning_rate": 5e-4},
+    "sft": {},
+    "dft": {},
     "sdft": {
-        "learning_rate": 1e-3,
         "sdft_divergence": "forward_kl",
         "sdft_ema_alpha": 0.02,
         "sdft_temperature": 0.7,
@@ -67,7 +67,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 WARMUP_STEPS = 4
 MEASUREMENTS = 4
 """How often drift and KL are measured during a run, besides before step 1."""
-MONITORED_PROMPTS = 8
+MONITORED_PROMPTS = 4
 ANSWER_TOKENS = 24
 DRIFT_TOKENS = 48
 LARGEST_SEED = 2**32 - 1
