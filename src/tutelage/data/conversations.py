@@ -5,20 +5,19 @@ No tokens here (see chat_template.py), and no bytes (see jsonl.py). docs/data.md
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.jsonl import BadLine, JsonLine, data_hash, read_json_lines
+from tutelage.data.jsonl import WrongFileError, data_hash, read_rows
 from tutelage.errors import DataError, nearest
 
-__all__ = ["Conversation", "Message", "Purpose", "data_hash", "read_conversations", "report_rows"]
+__all__ = ["Conversation", "Message", "Purpose", "data_hash", "read_conversations"]
 
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-MAX_REPORTED_ROWS = 20  # how many bad rows an error lists before it only counts
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
@@ -78,45 +77,20 @@ def read_conversations(path: Path) -> list[Conversation]:
     Raises one DataError that lists the bad rows (the first 20 with file, line and reason, then a count), or
     says that the file is missing, empty, unreadable, or made for another purpose.
     """
-    path = Path(path)
-    conversations: list[Conversation] = []
-    problems: list[str] = []
-    for line in read_json_lines(path):
-        place = f"{path}:{line.number}"
-        if isinstance(line, BadLine):
-            problems.append(f"{place}: {line.reason}")
-            continue
-        try:
-            conversations.append(_conversation(line, place))
-        except _PreferenceRow as problem:
-            if not conversations and not problems:  # the first row tells what the whole file is
-                raise DataError(f"{place}: {problem}") from None
-            problems.append(f"{place}: {problem}")
-        except _BadRow as problem:
-            problems.append(f"{place}: {problem}")
-    if problems:
-        total = len(conversations) + len(problems)
-        raise DataError(report_rows(f"{path}: {len(problems)} of {total} rows cannot be used", problems))
-    if not conversations:
-        raise DataError(f"{path}: the file has no rows; write one JSON object a line")
-    return conversations
+    return read_rows(path, _parse)
 
 
-def report_rows(headline: str, problems: Sequence[str], always_headline: bool = False) -> str:
-    """One message for many rows: the headline, the first 20 problems, a count of the rest.
-
-    A single problem speaks for itself, unless `always_headline`.
-    """
-    if len(problems) == 1 and not always_headline:
-        return problems[0]
-    lines = [headline + ":", *problems[:MAX_REPORTED_ROWS]]
-    if len(problems) > MAX_REPORTED_ROWS:
-        lines.append(f"and {len(problems) - MAX_REPORTED_ROWS} more rows")
-    return "\n  ".join(lines)
+def _parse(row: Mapping[str, Any], place: str) -> Conversation:
+    try:
+        return _conversation(row, place)
+    except _PreferenceRow as problem:
+        raise WrongFileError(f"{place}: {problem}") from None
+    except _BadRow as problem:
+        raise DataError(f"{place}: {problem}") from None
 
 
-def _conversation(line: JsonLine, place: str) -> Conversation:
-    messages = _messages_of(line.row)
+def _conversation(row: Mapping[str, Any], place: str) -> Conversation:
+    messages = _messages_of(row)
     last = messages[-1]
     if last.role != "assistant":
         raise _BadRow(f"the last message is from {last.role!r}; end the row with the assistant turn to learn from")
@@ -129,7 +103,7 @@ def _conversation(line: JsonLine, place: str) -> Conversation:
                 f"the assistant turn (message {index + 1} of {len(messages)}) is empty; "
                 "write the answer or remove the row"
             )
-    return Conversation(tuple(messages), _demonstration(line.row), _weight(line.row), place)
+    return Conversation(tuple(messages), _demonstration(row), _weight(row), place)
 
 
 def _messages_of(row: Mapping[str, Any]) -> list[Message]:

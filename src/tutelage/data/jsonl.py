@@ -1,21 +1,27 @@
 """Reads JSON-lines files, gzip or plain, and hashes them. Torch-free.
 
-What a row means is not known here (see conversations.py). A bad line becomes a `BadLine`, so that the reader
-can report all of them together; only a file that cannot be read at all raises.
+What a row means is not known here (see conversations.py). All bad rows of a file are reported together.
 """
 
 import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from tutelage.errors import DataError, nearest
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_REPORTED_ROWS = 20  # how many bad rows an error lists before it only counts
+
+Row = TypeVar("Row")
+
+
+class WrongFileError(DataError):
+    """A row shows that the whole file is of another kind; as the first row, it is the only thing to say."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,47 @@ def read_json_lines(path: Path) -> Iterator[JsonLine | BadLine]:
             ) from error
         except OSError as error:
             raise DataError(f"{path}: reading failed ({error}); copy the file again") from error
+
+
+def read_rows(path: Path, parse: Callable[[Mapping[str, Any], str], Row], what: str = "rows") -> list[Row]:
+    """`parse(row, place)` of every row, in order; place is such as `rows.jsonl:17`.
+
+    Raises one DataError that lists the rows for which `parse` raised DataError (with its place in the message), or
+    says that the file is missing, empty or unreadable. what: how messages call the rows.
+    """
+    path = Path(path)
+    rows: list[Row] = []
+    problems: list[str] = []
+    for line in read_json_lines(path):
+        place = f"{path}:{line.number}"
+        if isinstance(line, BadLine):
+            problems.append(f"{place}: {line.reason}")
+            continue
+        try:
+            rows.append(parse(line.row, place))
+        except DataError as problem:
+            if isinstance(problem, WrongFileError) and not rows and not problems:
+                raise
+            problems.append(str(problem))
+    if problems:
+        total = len(rows) + len(problems)
+        raise DataError(report_rows(f"{path}: {len(problems)} of {total} {what} cannot be used", problems))
+    if not rows:
+        raise DataError(f"{path}: the file has no {what}; write one JSON object a line")
+    return rows
+
+
+def report_rows(headline: str, problems: Sequence[str], always_headline: bool = False) -> str:
+    """One message for many rows: the headline, the first 20 problems, a count of the rest.
+
+    A single problem speaks for itself, unless `always_headline`.
+    """
+    if len(problems) == 1 and not always_headline:
+        return problems[0]
+    lines = [headline + ":", *problems[:MAX_REPORTED_ROWS]]
+    if len(problems) > MAX_REPORTED_ROWS:
+        lines.append(f"and {len(problems) - MAX_REPORTED_ROWS} more rows")
+    return "\n  ".join(lines)
 
 
 def data_hash(path: Path) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar, overload
 
 from tutelage.data.chat_template import ChatTemplate
-from tutelage.data.conversations import Conversation, Message, report_rows
+from tutelage.data.conversations import Conversation, Message
+from tutelage.data.jsonl import report_rows
 from tutelage.data.rows import DistillationRow, TokenRow
 from tutelage.errors import ConfigError, DataError
 

@@ -1,12 +1,12 @@
 """Rows of evaluation files: questions with a target, and questions with choices. Not here: asking them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from tutelage.data.conversations import Message, report_rows
-from tutelage.data.jsonl import BadLine, read_json_lines
+from tutelage.data.conversations import Message
+from tutelage.data.jsonl import read_rows
 from tutelage.errors import DataError
 from tutelage.monitoring.prompts import prompt_messages
 
@@ -35,7 +35,7 @@ def read_questions(path: Path) -> list[Question]:
 
     Raises one DataError that lists the bad rows, or says that the file is missing, empty or unreadable.
     """
-    return _read(path, _question)
+    return read_rows(path, _question, "questions")
 
 
 def read_choice_questions(path: Path) -> list[ChoiceQuestion]:
@@ -43,36 +43,12 @@ def read_choice_questions(path: Path) -> list[ChoiceQuestion]:
 
     Raises like `read_questions`.
     """
-    return _read(path, _choice_question)
+    return read_rows(path, _choice_question, "questions")
 
 
 def question_text(prompt: tuple[Message, ...]) -> list[dict[str, str]]:
     """The prompt as plain JSON, for result files."""
     return [{"role": message.role, "content": message.content} for message in prompt]
-
-
-RowKind = TypeVar("RowKind")
-
-
-def _read(path: Path, parse: Callable[[Mapping[str, Any], str], RowKind]) -> list[RowKind]:
-    path = Path(path)
-    rows: list[RowKind] = []
-    problems: list[str] = []
-    for line in read_json_lines(path):
-        place = f"{path}:{line.number}"
-        if isinstance(line, BadLine):
-            problems.append(f"{place}: {line.reason}")
-            continue
-        try:
-            rows.append(parse(line.row, place))
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
-        total = len(rows) + len(problems)
-        raise DataError(report_rows(f"{path}: {len(problems)} of {total} questions cannot be used", problems))
-    if not rows:
-        raise DataError(f"{path}: the file has no questions; write one JSON object a line")
-    return rows
 
 
 def _question(row: Mapping[str, Any], place: str) -> Question:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from tutelage.data.chat_template import ChatTemplate
-from tutelage.data.conversations import Message, report_rows
-from tutelage.data.jsonl import BadLine, read_json_lines
+from tutelage.data.conversations import Message
+from tutelage.data.jsonl import read_rows
 from tutelage.errors import DataError
 from tutelage.monitoring.everyday import EVERYDAY_PROMPTS
 
@@ -45,24 +45,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
     Raises one DataError that lists the bad rows, or says that the file is missing, empty or unreadable.
     """
-    path = Path(path)
-    prompts: list[Prompt] = []
-    problems: list[str] = []
-    for line in read_json_lines(path):
-        place = f"{path}:{line.number}"
-        if isinstance(line, BadLine):
-            problems.append(f"{place}: {line.reason}")
-            continue
-        try:
-            prompts.append(Prompt(prompt_messages(line.row, place), place))
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
-        total = len(prompts) + len(problems)
-        raise DataError(report_rows(f"{path}: {len(problems)} of {total} prompts cannot be used", problems))
-    if not prompts:
-        raise DataError(f'{path}: the file has no prompts; write one object a line, such as {{"prompt": "Hello!"}}')
-    return prompts
+    return read_rows(path, lambda row, place: Prompt(prompt_messages(row, place), place), "prompts")
 
 
 def prompt_messages(row: Mapping[str, Any], place: str) -> tuple[Message, ...]:
