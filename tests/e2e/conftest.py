@@ -1,6 +1,7 @@
 """The command line as a fixture."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,13 +9,11 @@ from tests.e2e.command_line import Terminal
 
 
 @pytest.fixture
-def terminal(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Terminal:
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Terminal]:
     """`terminal("train", config)` calls the command in this process, where ctrl-C arrives.
 
     A shell starts its background jobs with ctrl-C ignored, and a whole suite may be such a job.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    return Terminal(monkeypatch, capsys)
+    yield Terminal(monkeypatch, capsys)
+    signal.signal(signal.SIGINT, before)
