@@ -62,7 +62,7 @@ def training_arguments(config: TrainingConfig, run: Path, has_test_file: bool) -
             logging_nan_inf_filter=False,
             save_strategy="steps",
             save_steps=config.save_steps,
-            save_total_limit=config.save_total_limit,
+            save_total_limit=None,  # `KeepNewest` deletes old checkpoints, after the new one is complete
             eval_strategy=config.test_file_eval_strategy if has_test_file else "no",
             eval_steps=config.test_file_eval_steps,
             report_to="none",  # `monitoring.Sinks` drives them, so that one that fails cannot stop the run

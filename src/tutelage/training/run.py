@@ -141,7 +141,6 @@ def _run_trainer(
             events.write(from_step, Tag.WARNING, {"message": warning})
     if isinstance(trainer, SdftTrainer) and checkpoint is None:
         check_demonstrations(trainer, inputs.train_items, console)
-    trainer.args.save_total_limit = None  # transformers would delete before the new checkpoint is complete
     for callback in (sinks, monitor, progress, stop, KeepNewest(config.save_total_limit)):
         trainer.add_callback(callback)
     reason = "failed"
@@ -236,7 +235,7 @@ def _require_same_data(run: Path, config: TrainingConfig) -> None:
 class _LogFile(logging.FileHandler):
     """A log whose full disk is nobody's news: what the run itself cannot write is, and says so in one sentence."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
         """`logging` would print a traceback."""
 
     def close(self) -> None:
