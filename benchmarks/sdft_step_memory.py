@@ -34,8 +34,8 @@ def measure(variant: str) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tutelage.losses import Divergence, divergence_objective, reverse_kl
-    from tutelage.models import head_forward
-    from tutelage.models.scoring import response_inputs
+    from tutelage.models import head_forward, padded
+    from tutelage.models.scoring import predicting_places
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -57,25 +57,32 @@ def measure(variant: str) -> dict[str, float]:
     responses = [tokens(RESPONSE) for _ in range(ROWS)]
     student = [(tokens(PROMPT), response) for response in responses]
     teacher = [(tokens(TEACHER_PROMPT), response) for response in responses]
-    student_inputs, student_mask_BT = response_inputs(student, 0)
-    teacher_inputs, teacher_mask_BT = response_inputs(teacher, 0)
+    student_rows, teacher_rows = (
+        padded([[*prompt, *response] for prompt, response in side]) for side in (student, teacher)
+    )
+    student_place_N, teacher_place_N = (
+        predicting_places(student_rows, student),
+        predicting_places(teacher_rows, teacher),
+    )
     head_forward(model, {"input_ids": torch.tensor([[1, 2]])}, lambda hidden, head: hidden)
     before = resident_mib()
     started = time.perf_counter()
     if variant == "dense":
         with torch.no_grad():
-            teacher_logits_NV = model(**teacher_inputs, use_cache=False).logits[teacher_mask_BT]
-        student_logits_NV = model(**student_inputs, use_cache=False).logits[student_mask_BT]
+            teacher_logits_NV = model(**teacher_rows.inputs, use_cache=False).logits.flatten(0, 1)[teacher_place_N]
+        student_logits_NV = model(**student_rows.inputs, use_cache=False).logits.flatten(0, 1)[student_place_N]
         loss = reverse_kl(student_logits_NV, teacher_logits_NV).mean()
     else:
         with torch.no_grad():
-            teacher_hidden_ND = head_forward(model, teacher_inputs, lambda hidden, head: hidden[teacher_mask_BT])
+            teacher_hidden_ND = head_forward(
+                model, teacher_rows.inputs, lambda hidden, head: hidden.flatten(0, 1)[teacher_place_N]
+            )
         tokens_N = torch.tensor([token for response in responses for token in response])
         result = head_forward(
             model,
-            student_inputs,
+            student_rows.inputs,
             lambda hidden, head: divergence_objective(
-                hidden[student_mask_BT],
+                hidden.flatten(0, 1)[student_place_N],
                 head,
                 teacher_hidden_ND,
                 head,

@@ -38,7 +38,7 @@ def test_the_embedding_layer_is_the_mean_of_embeddings():
         "mean": (embedding[5:10].mean(0) + embedding[30] + embedding[40:43].mean(0)) / 3,
     }
     for position, mean_D in expected.items():
-        torch.testing.assert_close(mean_hidden(MODEL, PROMPTS, 0, layer=0, position=position), mean_D)
+        torch.testing.assert_close(mean_hidden(MODEL, PROMPTS, layer=0, position=position), mean_D)
 
 
 @pytest.mark.parametrize("layer", [1, -1])
@@ -49,7 +49,7 @@ def test_padding_and_batches_change_nothing(layer: int, position: str):
     rows = [h_TD[-1] if position == "last" else h_TD.mean(0) for h_TD in alone]
     expected_D = torch.stack(rows).double().mean(0)
     for batch_size in (1, 2, 16):
-        mean_D = mean_hidden(MODEL, PROMPTS, 0, layer, position, batch_size)
+        mean_D = mean_hidden(MODEL, PROMPTS, layer, position, batch_size)
         torch.testing.assert_close(mean_D, expected_D, rtol=1e-5, atol=1e-6)
 
 
@@ -64,12 +64,12 @@ def test_a_direction_points_from_b_to_a(tmp_path: Path):
             TOKENIZER.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
             for text in texts
         ]
-        means.append(mean_hidden(MODEL, ids, 0, layer=1))
+        means.append(mean_hidden(MODEL, ids, layer=1))
     difference_D = means[0] - means[1]
     assert float(direction.unit.norm()) == pytest.approx(1.0)
     assert float(difference_D @ direction.unit) == pytest.approx(float(difference_D.norm()))
-    values = direction.measure(MODEL, PROMPTS, 0)
-    mean_D = mean_hidden(MODEL, PROMPTS, 0, layer=1)
+    values = direction.measure(MODEL, PROMPTS)
+    mean_D = mean_hidden(MODEL, PROMPTS, layer=1)
     assert values == {
         "cos_sim/formal": pytest.approx(float(mean_D @ difference_D / mean_D.norm() / difference_D.norm()))
     }

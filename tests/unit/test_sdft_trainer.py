@@ -90,9 +90,11 @@ def test_rollouts_are_joined_as_ids_and_end_with_the_end_of_turn(tmp_path: Path)
     row, other = trainer.train_dataset[0], trainer.train_dataset[1]
     rollouts = [Rollout(row, [40, 41, eos], True), Rollout(other, [50, 51, 52, 53, 54, eos], True)]
     batch = trainer._batch_for_student(rollouts)
-    length = len(row.prompt_ids)
-    assert batch["input_ids"][0, : length + 3].tolist() == [*row.prompt_ids, 40, 41, eos]
-    assert batch["predicts_BT"][0].nonzero()[:, 0].tolist() == [length - 1, length, length + 1]
+    ids_N = batch["layout"].inputs["input_ids"].flatten()
+    place, other_place = batch["layout"].places
+    assert ids_N[place].tolist() == [*row.prompt_ids, 40, 41, eos]
+    length, other_length = len(row.prompt_ids), len(other.prompt_ids)
+    assert batch["place_N"].tolist() == [*place[length - 1 : -1].tolist(), *other_place[other_length - 1 : -1].tolist()]
     assert batch["tokens_N"].tolist() == [40, 41, eos, 50, 51, 52, 53, 54, eos]
     assert batch["mask_N"].all()
     assert batch["teacher_hidden_ND"].shape[0] == 9

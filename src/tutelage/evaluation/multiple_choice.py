@@ -10,10 +10,10 @@ from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import Message
 from tutelage.errors import DataError
 from tutelage.evaluation.questions import ChoiceQuestion, question_text
-from tutelage.models import choice_log_probs
-from tutelage.models.choices import PromptChoices
+from tutelage.models import response_log_probs
+from tutelage.models.scoring import Pair
 from tutelage.monitoring.isolation import leaving_no_trace
-from tutelage.monitoring.prompts import check_fits, padding_id
+from tutelage.monitoring.prompts import check_fits
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def evaluate_multiple_choice(
     questions: Sequence[ChoiceQuestion],
     *,
     length: Literal["sum", "mean"] = "sum",
-    batch_size: int = 16,
+    batch_size: int = 32,
 ) -> MultipleChoiceResult:
-    """Score every choice as the assistant's whole answer, its end of turn included.
+    """Score every choice as the assistant's whole answer, its end of turn included, `batch_size` choices at a time.
 
     length: `sum` compares log p(choice | prompt), `mean` the same per token, which does not favour short choices.
     The model's mode and all random states are as before afterwards. Raises DataError for no questions, and for a
@@ -75,7 +75,7 @@ def evaluate_multiple_choice(
     """
     if not questions:
         raise DataError("multiple_choice has no questions; give at least one")
-    encoded: list[PromptChoices] = []
+    pairs: list[Pair] = []
     for question in questions:
         prompt = template.encode_prompt(question.prompt, question.place)
         answers = [
@@ -83,12 +83,11 @@ def evaluate_multiple_choice(
             for choice in question.choices
         ]
         check_fits(model, len(prompt) + max(map(len, answers)), question.place)
-        encoded.append((prompt, answers))
+        pairs += [(prompt, answer) for answer in answers]
     with leaving_no_trace(model):
-        scored = choice_log_probs(model, encoded, padding_id(template), batch_size)
-    scores = [
-        tuple(float(row.double().sum()) / (len(row) if length == "mean" else 1) for row in rows) for rows in scored
-    ]
+        scored = iter(response_log_probs(model, pairs, batch_size))
+    by_choice = (float(row.double().sum()) / (len(row) if length == "mean" else 1) for row in scored)
+    scores = [tuple(next(by_choice) for _ in question.choices) for question in questions]
     return MultipleChoiceResult(
         tuple(
             ChoiceItem(

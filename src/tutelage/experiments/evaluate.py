@@ -23,7 +23,6 @@ from tutelage.experiments.specification import (
 from tutelage.models import LoadedModel, WeightCopy, load_model, response_kl
 from tutelage.models.scoring import Pair
 from tutelage.monitoring import KlToBase
-from tutelage.monitoring.prompts import padding_id
 from tutelage.training import Run
 
 BATCH_SIZE = 32
@@ -73,7 +72,7 @@ class Evaluator:
         base = WeightCopy.of(load_model(config).model)
         loaded = load_model(config, str(run.model_path))
         template = self._template(loaded)
-        drift = self._drift(loaded.model, base, template)
+        drift = self._drift(loaded.model, base)
         model = loaded.model.merge_and_unload() if has_adapter else loaded.model
         scores, answers = self._asked(model, template)
         return Evaluated(scores | drift, answers, time.perf_counter() - started)
@@ -109,18 +108,18 @@ class Evaluator:
             evaluation.log_prob.name: Score.of([item.log_probs[item.right] for item in chosen.items]),
         }
 
-    def _drift(self, model: Any, base: WeightCopy, template: ChatTemplate) -> dict[str, Score]:
+    def _drift(self, model: Any, base: WeightCopy) -> dict[str, Score]:
         """KL in both directions on the base's answers, one item a prompt.
 
-        An item is KL(prompt) · tokens(prompt) / (tokens per prompt), so that the mean over the items is the mean
-        over all tokens, as in monitoring.
+        An item is the sum over the prompt's tokens / (tokens per prompt), so that the mean over the items is the
+        mean over all tokens, as in monitoring.
         """
         self._say("KL to base")
-        parts = [response_kl(model, base, [pair], padding_id(template)) for pair in self._base_pairs]
+        parts = response_kl(model, base, self._base_pairs)
         tokens_per_prompt = sum(part.tokens for part in parts) / len(parts)
         return {
-            KL_VS_BASE.name: Score.of([part.reverse * part.tokens / tokens_per_prompt for part in parts]),
-            KL_BASE_VS_MODEL.name: Score.of([part.forward * part.tokens / tokens_per_prompt for part in parts]),
+            KL_VS_BASE.name: Score.of([part.reverse / tokens_per_prompt for part in parts]),
+            KL_BASE_VS_MODEL.name: Score.of([part.forward / tokens_per_prompt for part in parts]),
         }
 
     def _template(self, loaded: LoadedModel) -> ChatTemplate:

@@ -1,23 +1,27 @@
 """The model itself: loading, adapters, the head, copies of its weights, scoring. Not here: how it is trained."""
 
-from tutelage.models.choices import choice_log_probs
 from tutelage.models.head import attach_head, head_forward
 from tutelage.models.inference import inference_mode_of
+from tutelage.models.layout import Layout, lay_out, padded
 from tutelage.models.loading import LoadedModel, load_model, load_tokenizer, resolve_model
 from tutelage.models.scoring import ResponseKl, response_kl, response_log_probs
 from tutelage.models.weight_copy import WeightCopy
+from tutelage.models.wrappers import unwrapped
 
 __all__ = [
+    "Layout",
     "LoadedModel",
     "ResponseKl",
     "WeightCopy",
     "attach_head",
-    "choice_log_probs",
     "head_forward",
     "inference_mode_of",
+    "lay_out",
     "load_model",
     "load_tokenizer",
+    "padded",
     "resolve_model",
     "response_kl",
     "response_log_probs",
+    "unwrapped",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tutelage.losses import AnyHead, Head, IdentityHead
 from tutelage.models.inference import inference_mode_of
+from tutelage.models.wrappers import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def head_forward(model: nn.Module, inputs: dict[str, Tensor], function: Callable
 
 def attach_head(model: nn.Module) -> None:
     """Teach the causal language model inside `model` the argument `head_function`. Idempotent."""
-    causal_lm = _causal_lm(model)
+    causal_lm = unwrapped(model)
     if getattr(causal_lm, "_tutelage_head", False):
         return
     original = causal_lm.forward
@@ -59,12 +60,6 @@ def attach_head(model: nn.Module) -> None:
 
     causal_lm.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     causal_lm._tutelage_head = True  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _causal_lm(model: nn.Module) -> Any:
-    """The Hugging Face model inside data-parallel and PEFT wrappers."""
-    inner: Any = getattr(model, "module", model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _head_reader(causal_lm: Any) -> Callable[[], Head] | None:

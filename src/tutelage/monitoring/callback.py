@@ -18,7 +18,7 @@ from tutelage.monitoring.drift import delta_w_norm, weight_diff_norm
 from tutelage.monitoring.isolation import leaving_no_trace
 from tutelage.monitoring.kl import KlToBase
 from tutelage.monitoring.log_probs import AnswerSet
-from tutelage.monitoring.prompts import encode_prompts, everyday_prompts, padding_id, read_prompts
+from tutelage.monitoring.prompts import encode_prompts, everyday_prompts, read_prompts
 from tutelage.monitoring.samples import AnswerSampler
 from tutelage.monitoring.sinks import Sinks
 
@@ -100,8 +100,7 @@ class Monitor(TrainerCallback):
             return {"weight_diff_norm": weight_diff_norm(model, base), "delta_w_norm": delta_w_norm(model, base)}
 
         def cosines(model: nn.Module, step: int) -> Values:
-            pad = padding_id(template)
-            parts = [direction.measure(model, prompt_ids, pad) for direction in directions]
+            parts = [direction.measure(model, prompt_ids) for direction in directions]
             return {name: value for part in parts for name, value in part.items()}
 
         return [

@@ -6,7 +6,6 @@ before training, so that a curve shows the model moving and not the direction.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from tutelage.config.training import Direction
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.errors import ConfigError, DataError
-from tutelage.models.scoring import response_inputs
+from tutelage.models import lay_out, unwrapped
 from tutelage.monitoring.isolation import leaving_no_trace
-from tutelage.monitoring.prompts import encode_prompts, padding_id, read_prompts
+from tutelage.monitoring.prompts import encode_prompts, read_prompts
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,7 @@ class HiddenDirection:
             encoded = encode_prompts(read_prompts(path), template, model)
             prompts = [item.ids for item in encoded]
             try:
-                means.append(
-                    mean_hidden(model, prompts, padding_id(template), config.layer, config.position, batch_size)
-                )
+                means.append(mean_hidden(model, prompts, config.layer, config.position, batch_size))
             except IndexError as error:
                 raise ConfigError(f"{option}.layer: {config.layer} does not exist; {error}") from error
         difference_D = means[0] - means[1]
@@ -62,18 +59,15 @@ class HiddenDirection:
         norm = float(mean_D.norm())
         return float(mean_D @ self.unit) / norm if norm > 0.0 else 0.0
 
-    def measure(
-        self, model: nn.Module, prompts: Sequence[list[int]], pad_token_id: int, batch_size: int = 16
-    ) -> dict[str, float]:
+    def measure(self, model: nn.Module, prompts: Sequence[list[int]], batch_size: int = 16) -> dict[str, float]:
         """`cos_sim/<name>`: cosine between d and the mean hidden state over `prompts`, which are token ids."""
-        mean_D = mean_hidden(model, prompts, pad_token_id, self.layer, self.position, batch_size)
+        mean_D = mean_hidden(model, prompts, self.layer, self.position, batch_size)
         return {f"cos_sim/{self.name}": self.cosine(mean_D)}
 
 
 def mean_hidden(
     model: nn.Module,
     prompts: Sequence[list[int]],
-    pad_token_id: int,
     layer: int = -1,
     position: str = "last",
     batch_size: int = 16,
@@ -83,33 +77,19 @@ def mean_hidden(
     h is the hidden state after `layer` (0 is the embedding, -1 the last, normalised one) at the prompt's last token
     (`last`), or averaged over its tokens (`mean`). Raises IndexError, saying which layers there are.
     """
-    inner: Any = getattr(model, "module", model)
-    causal_lm = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    device = next(model.parameters()).device
-    order = sorted(prompts, key=len)
+    decoder = unwrapped(model).base_model
     total_D: Tensor | None = None
+    order = sorted(prompts)
     with leaving_no_trace(model):
         for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            inputs, _ = response_inputs([(ids, []) for ids in batch], pad_token_id, device)
-            outputs = causal_lm.base_model(**inputs, output_hidden_states=True, use_cache=False)
-            layers = outputs.hidden_states
+            layout = lay_out(model, order[start : start + batch_size])
+            layers = decoder(**layout.inputs, output_hidden_states=True, use_cache=False).hidden_states
             if not -len(layers) <= layer < len(layers):
                 raise IndexError(f"the model has the layers 0 to {len(layers) - 1}, and -1 is the last")
-            weight_BT = _position_weights([len(ids) for ids in batch], position).to(device)
-            part_D = torch.einsum("bt,btd->d", weight_BT, layers[layer].double()).cpu()
+            hidden_ND = layers[layer].flatten(0, 1).double()
+            parts = [hidden_ND[place[-1] if position == "last" else place] for place in layout.places]
+            part_D = torch.stack([part.reshape(-1, part.shape[-1]).mean(dim=0) for part in parts]).sum(dim=0).cpu()
             total_D = part_D if total_D is None else total_D + part_D
     if total_D is None:
         raise ValueError("mean_hidden needs at least one prompt")
     return total_D / len(order)
-
-
-def _position_weights(lengths: Sequence[int], position: str) -> Tensor:
-    """Weights [B, T] that add up to 1 in each row, for right-padded rows."""
-    weight_BT = torch.zeros((len(lengths), max(lengths)), dtype=torch.float64)
-    for row, length in enumerate(lengths):
-        if position == "last":
-            weight_BT[row, length - 1] = 1.0
-        else:
-            weight_BT[row, :length] = 1.0 / length
-    return weight_BT

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tutelage.data.chat_template import ChatTemplate
-from tutelage.models import WeightCopy, response_kl
+from tutelage.models import ResponseKl, WeightCopy, response_kl
 from tutelage.models.scoring import Pair
 from tutelage.monitoring.isolation import leaving_no_trace
 from tutelage.monitoring.prompts import Prompt, encode_prompts, padding_id
@@ -62,10 +62,9 @@ class KlToBase:
         if self.base.distance(model) == 0.0:
             return dict.fromkeys(names, 0.0)
         with leaving_no_trace(model):
-            pad = padding_id(self.template)
-            on_base = response_kl(model, self.base, self.base_pairs, pad, self.batch_size)
-            on_own = response_kl(model, self.base, self._answered(model), pad, self.batch_size)
-        values = (on_base.reverse, on_base.forward, on_own.reverse, on_own.forward)
+            on_base = response_kl(model, self.base, self.base_pairs, self.batch_size)
+            on_own = response_kl(model, self.base, self._answered(model), self.batch_size)
+        values = (*_per_token(on_base), *_per_token(on_own))
         return dict(zip(names, values, strict=True))
 
     def _answered(self, model: nn.Module) -> list[Pair]:
@@ -80,3 +79,9 @@ class KlToBase:
             batch_size=self.batch_size,
         )
         return list(zip(prompts, answers, strict=True))
+
+
+def _per_token(parts: Sequence[ResponseKl]) -> tuple[float, float]:
+    """KL(model ‖ base) and KL(base ‖ model) over all tokens, each token counting the same."""
+    tokens = max(sum(part.tokens for part in parts), 1)
+    return sum(part.reverse for part in parts) / tokens, sum(part.forward for part in parts) / tokens

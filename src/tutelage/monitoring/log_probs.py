@@ -11,7 +11,7 @@ from tutelage.data.conversations import read_conversations
 from tutelage.models import response_log_probs
 from tutelage.models.scoring import Pair
 from tutelage.monitoring.isolation import leaving_no_trace
-from tutelage.monitoring.prompts import check_fits, padding_id
+from tutelage.monitoring.prompts import check_fits
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AnswerSet:
     def score(self, model: nn.Module, batch_size: int = 8) -> "AnswerScores":
         """Log-probability of every answer token given all before it, in nats."""
         with leaving_no_trace(model):
-            return AnswerScores(self, response_log_probs(model, self.pairs, padding_id(self.template), batch_size))
+            return AnswerScores(self, response_log_probs(model, self.pairs, batch_size))
 
 
 @dataclass(frozen=True)

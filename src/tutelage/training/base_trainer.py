@@ -16,17 +16,16 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
 from tutelage.config import TrainingConfig
+from tutelage.data.rows import IGNORE_INDEX
 from tutelage.errors import OutputError, TrainingError
 from tutelage.events import EventLog, Tag
 from tutelage.losses import TokenStats, token_objective
-from tutelage.models import head_forward, inference_mode_of
+from tutelage.models import Layout, head_forward, inference_mode_of, lay_out
 from tutelage.training.checkpoints import mark_complete
 from tutelage.training.metrics import MetricSums
 from tutelage.training.shares import FilledRows
 
 logger = logging.getLogger(__name__)
-
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class EpochSampler(Sampler[int]):
@@ -91,6 +90,10 @@ class BaseTrainer(Trainer):
         """Σ of the loss over the valid positions of one micro-batch; records what it measures on the way."""
         raise TypeError(f"{type(self).__name__} has no loss")
 
+    def num_tokens(self, inputs: Mapping[str, Any]) -> int:
+        """Tokens of the sequences of one micro-batch, padding left out."""
+        return int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else inputs["input_ids"].numel()
+
     def save_extra_state(self, folder: Path) -> None:
         """State of the objective that a checkpoint needs besides what `transformers` saves."""
 
@@ -127,7 +130,7 @@ class BaseTrainer(Trainer):
     ) -> Tensor:
         if num_items_in_batch is None or return_outputs:
             raise TypeError("losses are computed within an optimizer step; evaluation has its own loop")
-        self._tokens += int(inputs["input_ids"].numel())
+        self._tokens += self.num_tokens(inputs)
         # Gradients are averaged over ranks, so each rank's share counts `num_processes` times.
         return self.loss_sum(model, inputs) * self.accelerator.num_processes / num_items_in_batch
 
@@ -155,6 +158,10 @@ class BaseTrainer(Trainer):
         if self.is_world_process_zero():
             self.events.write(self.state.global_step, Tag.WARNING, {"message": message})
 
+    def token_loss_sum(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, TokenStats]:
+        """Σ of the token loss on given answers: dft's own for dft, else the NLL."""
+        return token_loss_sum(model, inputs, "dft" if self.config.loss == "dft" else "nll")
+
     def record_tokens(self, stats: TokenStats, prefix: str = "") -> None:
         """Add NLL, mean probability and accuracy of these positions to the metrics."""
         count = stats.nll.numel()
@@ -180,7 +187,7 @@ class BaseTrainer(Trainer):
         with inference_mode_of(self.model):
             for batch in self.get_eval_dataloader(eval_dataset):
                 batch = self._prepare_inputs(batch)
-                loss_sum, stats = token_loss_sum(self.model, batch, "dft" if self.config.loss == "dft" else "nll")
+                loss_sum, stats = self.token_loss_sum(self.model, batch)
                 count = stats.nll.numel()
                 metrics.add(f"{metric_key_prefix}_loss", loss_sum, count)
                 metrics.add(f"{metric_key_prefix}_nll", stats.nll.sum(), count)
@@ -221,14 +228,27 @@ def token_loss_sum(model: Any, inputs: Mapping[str, Any], objective: Any) -> tup
 
     inputs: `input_ids` [B, T], `labels` [B, T] (unshifted, −100 ignored), `weights` [B, T] (of the token itself).
     """
-    labels_BT, weights_BT = inputs["labels"], inputs["weights"]
-    predicts_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
-    predicts_BT[:, :-1] = labels_BT[:, 1:] != -100
-    targets_N = labels_BT[:, 1:][predicts_BT[:, :-1]]
-    weights_N = weights_BT[:, 1:][predicts_BT[:, :-1]]
+    layout, keep_BT = _laid_out(model, inputs)
+    place_L, labels_L, weights_L = layout.all_places, inputs["labels"][keep_BT], inputs["weights"][keep_BT]
+    lengths = torch.tensor([len(place) for place in layout.places], device=labels_L.device)
+    labels_L[lengths.cumsum(0) - lengths] = IGNORE_INDEX  # nothing predicts the first token of a sequence
+    trained_L = labels_L[1:] != IGNORE_INDEX
 
     def through_head(hidden_BTD: Tensor, head: Any) -> tuple[Tensor, TokenStats]:
-        result = token_objective(hidden_BTD[predicts_BT], head, targets_N, weights_N, objective)
+        hidden_ND = hidden_BTD.flatten(0, 1)[place_L[:-1][trained_L]]
+        result = token_objective(hidden_ND, head, labels_L[1:][trained_L], weights_L[1:][trained_L], objective)
         return result.loss_sum, result.stats
 
-    return head_forward(model, {key: inputs[key] for key in MODEL_INPUTS if key in inputs}, through_head)
+    return head_forward(model, layout.inputs, through_head)
+
+
+def _laid_out(model: Any, inputs: Mapping[str, Any]) -> tuple[Layout, Tensor]:
+    """The sequences of a batch, and the mask [B, T] of their tokens; a packed batch is one sequence, as it is."""
+    ids_BT = inputs["input_ids"]
+    if "attention_mask" not in inputs:
+        place = torch.arange(ids_BT.numel(), device=ids_BT.device)
+        packed = {"input_ids": ids_BT, "position_ids": inputs["position_ids"]}
+        return Layout(packed, [place]), torch.ones_like(ids_BT, dtype=torch.bool)
+    keep_BT = inputs["attention_mask"].bool()
+    sequences = [ids_T[keep_T].tolist() for ids_T, keep_T in zip(ids_BT, keep_BT, strict=True)]
+    return lay_out(model, sequences), keep_BT

@@ -20,8 +20,8 @@ from tutelage.config import SdftConfig
 from tutelage.data.prepare import DistillationRow
 from tutelage.events import JsonLinesFile
 from tutelage.losses import AnyHead, Divergence, Head, divergence_objective
-from tutelage.models import head_forward, inference_mode_of, response_log_probs
-from tutelage.models.scoring import response_inputs
+from tutelage.models import head_forward, inference_mode_of, lay_out, response_log_probs
+from tutelage.models.scoring import predicting_places
 from tutelage.rollouts import Teacher, TemplatePhrases, generate, rollout_seed
 from tutelage.training.base_trainer import BaseTrainer
 
@@ -117,17 +117,19 @@ class SdftTrainer(BaseTrainer):
         Called while the teacher's weights are in place. Both sides hold the same response ids, so position n of
         one is position n of the other.
         """
-        pad, device = self.tokenizer.pad_token_id, self.args.device
+        device = self.args.device
         pairs = [(rollout.row.prompt_ids, rollout.response) for rollout in rollouts]
-        inputs, predicts_BT = response_inputs(pairs, pad, device)
         views = [(rollout.row.teacher_prompt_ids, rollout.response) for rollout in rollouts]
-        teacher_inputs, teacher_predicts_BT = response_inputs(views, pad, device)
+        layout, teacher_layout = (
+            lay_out(self.model, [[*prompt, *response] for prompt, response in side]) for side in (pairs, views)
+        )
+        teacher_place_N = predicting_places(teacher_layout, views)
 
         def hidden(hidden_BTD: Tensor, head: AnyHead) -> tuple[Tensor, AnyHead]:
-            return hidden_BTD[teacher_predicts_BT], self._own_copy(head)
+            return hidden_BTD.flatten(0, 1)[teacher_place_N], self._own_copy(head)
 
         teacher_hidden_ND, teacher_head = head_forward(
-            self.accelerator.unwrap_model(self.model), teacher_inputs, hidden
+            self.accelerator.unwrap_model(self.model), teacher_layout.inputs, hidden
         )
         lengths = [len(rollout.response) for rollout in rollouts]
         trained = [max(length - self.sdft.skip_tokens, 0) for length in lengths]
@@ -137,8 +139,9 @@ class SdftTrainer(BaseTrainer):
             for rollout, count in zip(rollouts, trained, strict=True)
         ]
         weights_N = torch.tensor(weight_of_row).repeat_interleave(torch.tensor(lengths)).to(device) * mask_N
-        return inputs | {
-            "predicts_BT": predicts_BT,
+        return {
+            "layout": layout,
+            "place_N": predicting_places(layout, pairs),
             "tokens_N": torch.tensor([token for rollout in rollouts for token in rollout.response], device=device),
             "mask_N": mask_N & (weights_N > 0),
             "weights_N": weights_N,
@@ -156,6 +159,9 @@ class SdftTrainer(BaseTrainer):
         bias = None if head.bias is None else head.bias.detach().clone()
         return Head(head.weight.detach().clone(), bias, head.softcap, head.scale)
 
+    def num_tokens(self, inputs: Mapping[str, Any]) -> int:
+        return sum(len(place) for place in inputs["layout"].places)
+
     # --- the loss -------------------------------------------------------------------------------------------------
 
     def loss_sum(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
@@ -163,7 +169,7 @@ class SdftTrainer(BaseTrainer):
 
         def through_head(hidden_BTD: Tensor, head: AnyHead) -> Any:
             return divergence_objective(
-                hidden_BTD[inputs["predicts_BT"]][mask_N],
+                hidden_BTD.flatten(0, 1)[inputs["place_N"][mask_N]],
                 head,
                 inputs["teacher_hidden_ND"][mask_N],
                 inputs["teacher_head"],
@@ -172,9 +178,7 @@ class SdftTrainer(BaseTrainer):
                 self.divergence,
             )
 
-        result = head_forward(
-            model, {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}, through_head
-        )
+        result = head_forward(model, inputs["layout"].inputs, through_head)
         stats, count = result.stats, int(mask_N.sum())
         self.metrics.add("reverse_kl", stats.reverse_kl.sum(), count)
         self.metrics.add("forward_kl", stats.forward_kl.sum(), count)
@@ -218,10 +222,9 @@ class SdftTrainer(BaseTrainer):
 
     def demonstration_gain(self, rows: Sequence[DistillationRow]) -> "Gain":
         """Σ log p of the gold answers: the teacher's with the demonstration, and the student's without it."""
-        pad = self.tokenizer.pad_token_id
-        plain = response_log_probs(self.model, [(row.prompt_ids, row.gold_ids) for row in rows], pad)
+        plain = response_log_probs(self.model, [(row.prompt_ids, row.gold_ids) for row in rows])
         with self.teacher.applied(self.model):
-            shown = response_log_probs(self.model, [(row.teacher_prompt_ids, row.gold_ids) for row in rows], pad)
+            shown = response_log_probs(self.model, [(row.teacher_prompt_ids, row.gold_ids) for row in rows])
         return Gain(
             with_demonstration=float(sum(logp.sum() for logp in shown)),
             without=float(sum(logp.sum() for logp in plain)),

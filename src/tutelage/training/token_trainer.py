@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tutelage.training.base_trainer import BaseTrainer, token_loss_sum
+from tutelage.training.base_trainer import BaseTrainer
 
 
 class TokenTrainer(BaseTrainer):
@@ -15,6 +15,6 @@ class TokenTrainer(BaseTrainer):
     """
 
     def loss_sum(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
-        loss_sum, stats = token_loss_sum(model, inputs, "dft" if self.config.loss == "dft" else "nll")
+        loss_sum, stats = self.token_loss_sum(model, inputs)
         self.record_tokens(stats)
         return loss_sum

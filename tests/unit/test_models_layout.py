@@ -1,0 +1,146 @@
+"""A tree of tokens gives what rows of their own give, and is not used where it can't."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
+
+from tests.tiny import tiny_model, tiny_tokenizer
+from tutelage.models import Layout, head_forward, lay_out, layout, padded, response_log_probs
+from tutelage.models.layout import takes_trees
+from tutelage.models.scoring import Pair, predicting_places, response_hidden
+
+BEGINNING = [5, 6, 7, 8, 9, 10]
+SEQUENCES = [
+    [*BEGINNING, 11, 12, 2],
+    [*BEGINNING, 11, 13, 14, 2],
+    [*BEGINNING],  # the beginning of others, and nothing else
+    [*BEGINNING, 11, 12, 2],  # twice
+    [30, 6, 7],  # begins differently, and goes on alike
+    [40],
+]
+
+
+def model_of(attention: str = "sdpa") -> Any:
+    model = tiny_model(tiny_tokenizer())
+    model.set_attn_implementation(attention)
+    return model
+
+
+def hidden_of(model: nn.Module, laid_out: Layout) -> list[torch.Tensor]:
+    hidden_ND = head_forward(model, laid_out.inputs, lambda hidden_BTD, head: hidden_BTD.flatten(0, 1))
+    return [hidden_ND[place] for place in laid_out.places]
+
+
+def test_a_tree_by_hand() -> None:
+    """Sequences 5 6, 5 7 8 and 9 are the nodes 5, 6, 7, 8, 9: depths 0, 1, 1, 2, 0."""
+    found = lay_out(model_of(), [[5, 6], [5, 7, 8], [9]])
+    assert found.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert found.inputs["position_ids"].tolist() == [[0, 1, 1, 2, 0]]
+    assert (found.inputs["attention_mask"][0, 0] == 0).int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 0, 1, 0, 0],
+        [1, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+    assert [place.tolist() for place in found.places] == [[0, 1], [0, 2, 3], [4]]
+
+
+def test_padded_by_hand() -> None:
+    found = padded([[5, 6], [7]])
+    assert found.inputs["input_ids"].tolist() == [[5, 6], [7, 0]]
+    assert found.inputs["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert [place.tolist() for place in found.places] == [[0, 1], [2]]
+
+
+def test_predicting_places_by_hand() -> None:
+    """The tokens before a response: the prompt's last, and all of the response but its last."""
+    pairs: list[Pair] = [([5, 6], [7, 8]), ([9], [3]), ([4], [])]
+    assert predicting_places(padded([[*prompt, *response] for prompt, response in pairs]), pairs).tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_hidden_states_are_those_of_rows_of_their_own(attention: str) -> None:
+    model = model_of(attention)
+    tree = lay_out(model, SEQUENCES)
+    assert "position_ids" in tree.inputs
+    assert tree.inputs["input_ids"].shape == (1, 16)
+    for found_TD, expected_TD in zip(hidden_of(model, tree), hidden_of(model, padded(SEQUENCES)), strict=True):
+        torch.testing.assert_close(found_TD, expected_TD, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_branches_add_up() -> None:
+    gradients: list[list[torch.Tensor]] = []
+    for make in (lay_out, lambda model, sequences: padded(sequences)):
+        model = model_of().double()
+        states = hidden_of(model, make(model, SEQUENCES))
+        sum((number + 1) * state.sin().sum() for number, state in enumerate(states)).backward()  # pyright: ignore
+        gradients.append([parameter.grad for parameter in model.base_model.parameters()])
+    for tree, rows in zip(*gradients, strict=True):
+        assert float((tree - rows).abs().max()) <= 1e-5 * float(rows.abs().max())  # norms are float32
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_choices_are_scored_as_one_by_one(attention: str, batch_size: int) -> None:
+    model = model_of(attention)
+    choices = [[10, 11, 12, 2], [10, 11, 13, 14, 2], [10, 11, 2], [60], [60, 61], [10, 11, 2]]
+    pairs: list[Pair] = [([5, 6, 7, 8], choice) for choice in choices] + [([9] * 20, [30, 31, 2]), ([3], [50])]
+    alone = [response_log_probs(model, [pair])[0] for pair in pairs]
+    for found, expected in zip(response_log_probs(model, pairs, batch_size), alone, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_rows_are_padded_where_nothing_is_shared() -> None:
+    """Attention over the other branches costs, and nothing is saved."""
+    assert "position_ids" not in lay_out(model_of(), [[5, 6, 7, 8], [9, 10, 11, 12]]).inputs
+
+
+def test_rows_are_padded_where_the_mask_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "LARGEST_TREE", 15)
+    assert "position_ids" not in lay_out(model_of(), SEQUENCES).inputs
+
+
+def test_windows_are_not_replaced_by_the_mask() -> None:
+    config = MistralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        sliding_window=3,
+    )
+    assert not takes_trees(MistralForCausalLM(config))
+    config.sliding_window = None
+    assert takes_trees(MistralForCausalLM(config))
+
+
+def test_a_layer_that_carries_a_state_gets_rows_of_its_own() -> None:
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)
+    assert not takes_trees(MambaForCausalLM(config))
+
+
+def test_a_model_that_takes_the_mask_and_ignores_it_is_found_out() -> None:
+    model: Any = model_of()
+    forward = model.base_model.forward
+    model.base_model.forward = lambda attention_mask=None, **inputs: forward(**inputs)
+    assert not takes_trees(model)
+    model = model_of()
+    model.base_model.forward = forward_that_refuses
+    assert not takes_trees(model)
+
+
+def forward_that_refuses(**inputs: Any) -> Any:
+    raise ValueError("a mask of each position over each other is not for me")
+
+
+def test_training_mode_comes_back() -> None:
+    model = model_of().train()
+    response_hidden(model, [([5, 6], [7])])
+    response_log_probs(model, [([5, 6], [7])])
+    assert model.training
+    assert torch.is_grad_enabled()
