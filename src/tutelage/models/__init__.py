@@ -2,7 +2,7 @@
 
 from tutelage.models.head import attach_head, head_forward
 from tutelage.models.inference import inference_mode_of
-from tutelage.models.layout import Layout, lay_out, padded
+from tutelage.models.layout import Layout, lay_out, padded, takes_trees
 from tutelage.models.loading import LoadedModel, load_model, load_tokenizer, resolve_model
 from tutelage.models.scoring import ResponseKl, response_kl, response_log_probs
 from tutelage.models.weight_copy import WeightCopy
@@ -23,5 +23,6 @@ __all__ = [
     "resolve_model",
     "response_kl",
     "response_log_probs",
+    "takes_trees",
     "unwrapped",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -19,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tutelage.models import inference_mode_of
+from tutelage.models import inference_mode_of, takes_trees, unwrapped
 
 
 def rollout_seed(*identity: int) -> int:
@@ -41,6 +42,8 @@ def generate(
     batch_size: int = 32,
 ) -> list[list[int]]:
     """One response per prompt, as token ids, the end-of-turn token included where the model produced one.
+
+    What all prompts of a batch begin with (most often the system turn) is computed once; padding stands behind it.
 
     In evaluation mode, without gradients, with a key-value cache; every module's mode is restored, also when
     generation raises. temperature 0 is greedy; otherwise `seeds` has one seed per prompt.
@@ -100,12 +103,19 @@ def _generate_batch(
 ) -> list[list[int]]:
     model = getattr(model, "module", model)
     device = next(model.parameters()).device
+    shared = _shared_tokens(prompts) if takes_trees(model) else 0
     width = max(len(prompt) for prompt in prompts)
     ids_BT = torch.full((len(prompts), width), pad_token_id)
     attention_BT = torch.zeros((len(prompts), width), dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
-        attention_BT[row, width - len(prompt) :] = 1
+        for part, end in ((prompt[:shared], shared), (prompt[shared:], width)):
+            ids_BT[row, end - len(part) : end] = torch.tensor(part, dtype=torch.long)
+            attention_BT[row, end - len(part) : end] = 1
+    ids_BT, attention_BT = ids_BT.to(device), attention_BT.to(device)
+    cache = DynamicCache()
+    if shared:
+        unwrapped(model).base_model(input_ids=ids_BT[:1, :shared], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(prompts))
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -114,12 +124,22 @@ def _generate_batch(
         use_cache=True,
     )
     output_BT = model.generate(
-        input_ids=ids_BT.to(device),
-        attention_mask=attention_BT.to(device),
+        input_ids=ids_BT,
+        attention_mask=attention_BT,
+        past_key_values=cache if shared else None,
         generation_config=config,
         logits_processor=processors,
     )
     return [_up_to_stop(row, stop_ids) for row in output_BT[:, width:].tolist()]
+
+
+def _shared_tokens(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with, short of a prompt's last, which the first new token comes from."""
+    if len(prompts) == 1:
+        return 0
+    first, last = min(prompts), max(prompts)  # in lexical order these two differ first
+    longest = min(map(len, prompts)) - 1
+    return next((place for place in range(longest) if first[place] != last[place]), longest)
 
 
 def _up_to_stop(tokens: list[int], stop_ids: Collection[int]) -> list[int]:
