@@ -1,19 +1,13 @@
-"""The vocabulary of metrics and events, and the append-only files they are written to.
+"""The vocabulary of metrics and events: one line of a run's `events.jsonl` is one `Event`."""
 
-One line of `events.jsonl` is one `Event`. Lines are appended and flushed one by one, so a killed run
-leaves a readable file; at worst its last line is torn, and readers drop it.
-"""
-
-import json
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from tutelage.errors import OutputError
+from tutelage.files import JsonLinesFile
 
 
 class Tag(str, Enum):
@@ -44,37 +38,6 @@ class Event:
     time: float
 
 
-class JsonLinesFile:
-    """An append-only file of JSON objects, one a line, flushed after each."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row. Raises OutputError where the disk refuses."""
-        line = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
-        try:
-            torn = self.path.exists() and self.path.stat().st_size > 0 and not _ends_with_newline(self.path)
-            with self.path.open("a", encoding="utf-8", errors="replace") as file:
-                file.write("\n" + line if torn else line)
-        except OSError as error:
-            raise OutputError(
-                f"{self.path}: cannot append ({error.strerror}); free space or choose another output_dir, "
-                "then continue the run with --resume"
-            ) from error
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows written so far; a torn line (the process was killed while writing) is left out."""
-        if not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-
-
 class EventLog:
     """Writes and reads the `events.jsonl` of one run."""
 
@@ -101,19 +64,3 @@ class EventLog:
                 events = [kept for kept in events if kept.step <= event.step]
             events.append(event)
         return [event for event in events if not tags or event.tag in tags]
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in cast("list[Any]", value)]
-    return value

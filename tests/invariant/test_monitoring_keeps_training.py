@@ -16,7 +16,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage import TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
-from tutelage.events import EventLog, JsonLinesFile, Tag
+from tutelage.events import EventLog, Tag
+from tutelage.files import JsonLinesFile
 from tutelage.monitoring import Monitor, Sinks
 
 # PEFT 0.21 asks for an attribute that transformers 5.23 has renamed.

@@ -12,7 +12,8 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage import TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.errors import ConfigError, DataError
-from tutelage.events import EventLog, JsonLinesFile, Tag
+from tutelage.events import EventLog, Tag
+from tutelage.files import JsonLinesFile
 from tutelage.monitoring import Monitor
 
 TEMPLATE = ChatTemplate(tiny_tokenizer())

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tutelage.errors import OutputError
-from tutelage.events import JsonLinesFile
+from tutelage.files import make_folder, write_json_lines
 
 
 class ResultItem(Protocol):
@@ -19,15 +18,5 @@ def write_items(path: Path, items: Sequence[ResultItem]) -> None:
 
     Raises OutputError where the disk refuses.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.unlink(missing_ok=True)
-        file = JsonLinesFile(unfinished)
-        for item in items:
-            file.append(item.row())
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot write results ({error.strerror}); free space or choose another folder"
-        ) from error
+    make_folder(path.parent, "folder")
+    write_json_lines(path, (item.row() for item in items))

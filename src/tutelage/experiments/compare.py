@@ -17,10 +17,10 @@ from tutelage.errors import Interrupted, TrainingError, TutelageError
 from tutelage.events import Tag
 from tutelage.experiments.evaluate import Evaluated, Evaluator
 from tutelage.experiments.figures import PANELS, write_figures
-from tutelage.experiments.output import make_folder
 from tutelage.experiments.report import write_report
 from tutelage.experiments.results import Curve, ExperimentResults, ModelResult, Status
 from tutelage.experiments.specification import BASE, Experiment
+from tutelage.files import make_folder
 from tutelage.training import Run, train
 from tutelage.training.record import describe_run
 
@@ -33,7 +33,7 @@ def run_experiment(experiment: Experiment, output: Path, console: Console) -> Ex
     Runs go to `output/runs/<name>`. A run that fails is reported, marked in the results and left out of every
     table; TrainingError if none is left. Raises Interrupted on ctrl-C: finished runs stay where they are.
     """
-    make_folder(output)
+    make_folder(output, "--output")
     evaluator = Evaluator(experiment, console)
     finished: list[str] = []
     models: list[ModelResult] = []

@@ -14,7 +14,6 @@ from tutelage.errors import ConfigError, nearest
 from tutelage.evaluation import regex
 from tutelage.experiments import calling_codes
 from tutelage.experiments.compare import run_experiment
-from tutelage.experiments.output import require_new_folder, write_rows
 from tutelage.experiments.results import ExperimentResults
 from tutelage.experiments.specification import (
     ChoiceEvaluation,
@@ -25,6 +24,7 @@ from tutelage.experiments.specification import (
     Role,
     Unit,
 )
+from tutelage.files import make_folder, require_new_folder, write_json_lines
 from tutelage.models import resolve_model
 from tutelage.models.loading import SMOLLM2
 from tutelage.monitoring import everyday_prompts
@@ -120,11 +120,12 @@ def run_demo(
     that is not empty or can't be written, and what `run_experiment` raises.
     """
     experiment = demo_experiment(runs, output, seed=seed, max_steps=max_steps)
-    require_new_folder(output)
+    require_new_folder(output, "--output", "remove it first")
     console.print(f"preparing the model {SMOLLM2} (converted once, half a minute)", highlight=False)
     resolve_model(SMOLLM2)
-    write_rows(training_file(output), calling_codes.training_rows())
-    write_rows(monitoring_file(output), [{"prompt": text} for text in EVERYDAY_PROMPTS[:MONITORED_PROMPTS]])
+    make_folder(training_file(output).parent, "--output")
+    write_json_lines(training_file(output), calling_codes.training_rows())
+    write_json_lines(monitoring_file(output), [{"prompt": text} for text in EVERYDAY_PROMPTS[:MONITORED_PROMPTS]])
     return run_experiment(experiment, output, console)
 
 

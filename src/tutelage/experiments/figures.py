@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tutelage.experiments.output import write_bytes
 from tutelage.experiments.results import ExperimentResults, ModelResult, Score
 from tutelage.experiments.sentences import level_text
 from tutelage.experiments.specification import BASE, Unit
+from tutelage.files import write_bytes
 
 BASE_COLOUR = "#767676"
 OBJECTIVE_COLOURS = {"sft": "#D55E00", "dft": "#0072B2", "sdft": "#009E73"}

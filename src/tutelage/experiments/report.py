@@ -22,10 +22,10 @@ from tutelage.experiments.figures import (
     png,
     tradeoff_figure,
 )
-from tutelage.experiments.output import write_text
 from tutelage.experiments.results import ExperimentResults, ModelResult
 from tutelage.experiments.sentences import findings, interval_text, level_text, value_text
 from tutelage.experiments.specification import Measure
+from tutelage.files import write_text
 
 REPORT_FILE = "report.html"
 SAMPLES_SHOWN = 8

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.evaluation import Interval, bootstrap_difference, bootstrap_interval
-from tutelage.experiments.output import write_text
 from tutelage.experiments.specification import BASE, Measure, Role, Unit
-from tutelage.training.record import write_json
+from tutelage.files import write_json, write_text
 
 Curve = list[tuple[int, float]]
 """(optimizer step, value), in order."""

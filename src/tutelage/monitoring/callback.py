@@ -11,7 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tutelage.config import TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.errors import TutelageError
-from tutelage.events import EventLog, JsonLinesFile, Tag
+from tutelage.events import EventLog, Tag
+from tutelage.files import JsonLinesFile
 from tutelage.models import WeightCopy
 from tutelage.monitoring.directions import HiddenDirection
 from tutelage.monitoring.drift import delta_w_norm, weight_diff_norm

@@ -8,7 +8,8 @@ from transformers import TrainingArguments
 
 from tutelage.config import TrainingConfig
 from tutelage.errors import ConfigError
-from tutelage.events import EventLog, JsonLinesFile
+from tutelage.events import EventLog
+from tutelage.files import JsonLinesFile
 from tutelage.models import LoadedModel
 from tutelage.training.base_trainer import BaseTrainer
 from tutelage.training.inputs import TrainingInputs

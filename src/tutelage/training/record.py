@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from tutelage.config import TrainingConfig
 from tutelage.data.conversations import data_hash
-from tutelage.errors import OutputError, ResumeError
+from tutelage.errors import ResumeError
 
 RECORDED_PACKAGES = ("tutelage", "torch", "transformers", "peft", "accelerate")
 
@@ -48,27 +47,6 @@ def read_record(run: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise ResumeError(f"{run}: not a run (its run.json holds no config); pass the run's own folder")
     return record
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step: whoever looks sees the old file, the new one, or none."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-        ) as file:
-            temporary = Path(file.name)
-            try:
-                json.dump(content, file, indent=2, ensure_ascii=False)
-                file.flush()
-                temporary.chmod(0o644)
-                temporary.replace(path)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir"
-        ) from error
 
 
 def _hardware() -> dict[str, Any]:

@@ -17,7 +17,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from tutelage.config import TrainingConfig
 from tutelage.data.conversations import data_hash
 from tutelage.errors import ConfigError, Interrupted, OutputError, ResumeError, TutelageError
-from tutelage.events import Event, EventLog, JsonLinesFile, Tag
+from tutelage.events import Event, EventLog, Tag
+from tutelage.files import JsonLinesFile, make_folder, require_new_folder, write_json
 from tutelage.models import LoadedModel, load_model
 from tutelage.models.loading import require_gpu_if_asked
 from tutelage.monitoring import Monitor, Sinks
@@ -28,7 +29,7 @@ from tutelage.training.checkpoints import discard_incomplete, is_last, latest_ch
 from tutelage.training.export import export_model
 from tutelage.training.inputs import TrainingInputs, prepare_inputs
 from tutelage.training.optimization import check_optimization
-from tutelage.training.record import describe_run, read_record, run_name, write_json
+from tutelage.training.record import describe_run, read_record, run_name
 from tutelage.training.sdft_trainer import SdftTrainer
 from tutelage.training.teacher_check import check_demonstrations
 
@@ -98,7 +99,7 @@ def train(config: TrainingConfig, *, resume: Path | str | None = None, console: 
     existed = run_path.exists()
     try:
         if is_main:
-            _make_folder(run_path)
+            make_folder(run_path, "output_dir")
             if resume_run is None:
                 write_json(run_path / "run.json", describe_run(config))
             else:
@@ -179,26 +180,9 @@ def new_run_folder(config: TrainingConfig, probe: bool = True) -> Path:
     Leaves nothing behind.
     """
     path = config.output_dir or Path("runs") / run_name(config)
-    if not probe:
-        return path
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            what = "the folder is not empty" if path.is_dir() else "this is a file"
-            raise OutputError(f"{path}: {what}; choose another output_dir, or continue that run with --resume")
-        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-        file = existing / f".tutelage-{os.getpid()}"
-        file.touch()
-        file.unlink()
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
+    if probe:
+        require_new_folder(path, "output_dir", "continue that run with --resume")
     return path
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output_dir") from error
 
 
 def _remove_run(path: Path, keep_folder: bool) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tutelage.config import SdftConfig
 from tutelage.data.prepare import DistillationRow
-from tutelage.events import JsonLinesFile
+from tutelage.files import JsonLinesFile
 from tutelage.losses import AnyHead, Divergence, Head, divergence_objective
 from tutelage.models import head_forward, inference_mode_of, lay_out, response_log_probs
 from tutelage.models.scoring import predicting_places
