@@ -13,7 +13,8 @@ from tests.small_runs import ROWS, largest_difference, run_small, trained_weight
 from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage.data.collators import packed_batch, pad_batch
 from tutelage.data.rows import TokenRow
-from tutelage.training.base_trainer import token_loss_sum
+from tutelage.models import layout
+from tutelage.training.base_trainer import _laid_out, token_loss_sum
 
 SAME = 1e-4
 
@@ -95,7 +96,8 @@ def test_packing_on_and_off(tmp_path: Path, loss: str) -> None:
 def _rows() -> list[TokenRow]:
     generator = torch.Generator().manual_seed(1)
     lengths = (5, 17, 9)
-    ids = [torch.randint(3, 300, (length,), generator=generator).tolist() for length in lengths]
+    beginning = [7, 8, 9]  # shared, and among it the first trained token
+    ids = [beginning + torch.randint(3, 300, (length,), generator=generator).tolist() for length in lengths]
     return [
         TokenRow(row, [-100, -100, *row[2:]], weight, index, f"r:{index}")
         for index, (row, weight) in enumerate(zip(ids, (1.0, 1.0, 2.5), strict=True))
@@ -103,7 +105,12 @@ def _rows() -> list[TokenRow]:
 
 
 @pytest.mark.parametrize("objective", ["nll", "dft"])
-def test_padding_side_pad_token_and_packing_give_the_same_loss(objective: str) -> None:
+@pytest.mark.parametrize("trees", [True, False])
+def test_padding_side_pad_token_and_packing_give_the_same_loss(
+    objective: str, trees: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not trees:
+        monkeypatch.setattr(layout, "takes_trees", lambda model: False)
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer).double()
     pad = tokenizer.pad_token_id
@@ -118,6 +125,9 @@ def test_padding_side_pad_token_and_packing_give_the_same_loss(objective: str) -
     losses = [float(token_loss_sum(model, batch, objective)[0].detach()) for batch in batches]
     alone = sum(float(token_loss_sum(model, pad_batch([row], pad), objective)[0].detach()) for row in rows)
     assert losses == pytest.approx([alone] * len(losses), rel=1e-6)
+    is_tree = ["position_ids" in _laid_out(model, batch)[0].inputs for batch in batches[:3]]
+    assert is_tree == [trees] * 3
+    assert (_laid_out(model, batches[3])[0].inputs["input_ids"].shape[1] == 34) == trees
 
 
 def test_a_packed_row_does_not_see_its_neighbour() -> None:

@@ -1,5 +1,6 @@
 """The commands. Heavy imports are inside them, so that `tutelage --help` stays fast."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -62,7 +63,8 @@ def train(
         preview(loaded, Console(soft_wrap=True))
         return
     run = train_run(loaded or Run.open(resume or Path()).config, resume=resume)
-    print(f"model: {run.model_path}")
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts this once a process
+        print(f"model: {run.model_path}")
 
 
 demo.register(app)

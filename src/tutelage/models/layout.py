@@ -45,14 +45,18 @@ class Layout:
         return Layout(inputs, [place.to(device) for place in self.places])
 
 
-def lay_out(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Layout:
-    """The cheaper of the two layouts, on the model's device; padded where the model has no use for a tree."""
-    device = next(model.parameters()).device
+def lay_out(model: nn.Module, sequences: Sequence[Sequence[int]], otherwise: Layout | None = None) -> Layout:
+    """A tree where the model takes one and it is the cheaper way, else `otherwise`, which is padded rows unless given.
+
+    On the model's device.
+    """
+    parameter = next(model.parameters())
+    otherwise = padded(sequences) if otherwise is None else otherwise
     if takes_trees(model):
         tree = _Tree.of(sequences)
-        if len(tree.tokens) <= LARGEST_TREE and _tree_is_cheaper(model, tree, sequences):
-            return tree.layout(next(model.parameters()).dtype).to(device)
-    return padded(sequences).to(device)
+        if len(tree.tokens) <= LARGEST_TREE and _tree_is_cheaper(model, tree, otherwise):
+            return tree.layout(parameter.dtype).to(parameter.device)
+    return otherwise.to(parameter.device)
 
 
 def padded(sequences: Sequence[Sequence[int]]) -> Layout:
@@ -143,7 +147,7 @@ class _Tree:
         return Layout(inputs, places)
 
 
-def _tree_is_cheaper(model: nn.Module, tree: _Tree, sequences: Sequence[Sequence[int]]) -> bool:
+def _tree_is_cheaper(model: nn.Module, tree: _Tree, otherwise: Layout) -> bool:
     """By multiplications: a token meets every weight of the layers once, and each token it attends to twice.
 
     A masked attention computes all of its square, a causal one about half.
@@ -151,6 +155,6 @@ def _tree_is_cheaper(model: nn.Module, tree: _Tree, sequences: Sequence[Sequence
     config = unwrapped(model).config.get_text_config()
     per_pair = 2 * config.hidden_size * config.num_hidden_layers
     per_token = 12 * config.hidden_size**2 * config.num_hidden_layers
-    length, size = max(map(len, sequences)), len(tree.tokens)
-    rows = len(sequences) * (length * per_token + length**2 * per_pair / 2)
-    return size * per_token + size**2 * per_pair < rows
+    size = len(tree.tokens)
+    rows, length = otherwise.inputs["input_ids"].shape
+    return size * per_token + size**2 * per_pair < rows * (length * per_token + length**2 * per_pair / 2)

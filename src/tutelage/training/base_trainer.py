@@ -243,12 +243,13 @@ def token_loss_sum(model: Any, inputs: Mapping[str, Any], objective: Any) -> tup
 
 
 def _laid_out(model: Any, inputs: Mapping[str, Any]) -> tuple[Layout, Tensor]:
-    """The sequences of a batch, and the mask [B, T] of their tokens; a packed batch is one sequence, as it is."""
+    """The sequences of a batch, and the mask [B, T] of their tokens."""
     ids_BT = inputs["input_ids"]
-    if "attention_mask" not in inputs:
-        place = torch.arange(ids_BT.numel(), device=ids_BT.device)
-        packed = {"input_ids": ids_BT, "position_ids": inputs["position_ids"]}
-        return Layout(packed, [place]), torch.ones_like(ids_BT, dtype=torch.bool)
-    keep_BT = inputs["attention_mask"].bool()
-    sequences = [ids_T[keep_T].tolist() for ids_T, keep_T in zip(ids_BT, keep_BT, strict=True)]
-    return lay_out(model, sequences), keep_BT
+    if "attention_mask" in inputs:
+        keep_BT = inputs["attention_mask"].bool()
+        return lay_out(model, [ids_T[keep_T].tolist() for ids_T, keep_T in zip(ids_BT, keep_BT, strict=True)]), keep_BT
+    starts = (inputs["position_ids"][0] == 0).nonzero()[1:, 0].tolist()
+    places = list(torch.arange(ids_BT.shape[1], device=ids_BT.device).tensor_split(starts))
+    packed = Layout({"input_ids": ids_BT, "position_ids": inputs["position_ids"]}, places)
+    keep_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    return lay_out(model, [ids_BT[0, place].tolist() for place in places], otherwise=packed), keep_BT
