@@ -30,18 +30,18 @@ from tutelage.models.loading import SMOLLM2
 from tutelage.monitoring import everyday_prompts
 from tutelage.monitoring.everyday import EVERYDAY_PROMPTS
 
-STEPS = 32
+STEPS = 24
 """Optimizer steps of every run, unless `--max-steps` says otherwise."""
 
 COMMON: dict[str, Any] = {
     "model": SMOLLM2,
-    "packing": False,  # so that a step is the same 8 rows for every objective
+    "packing": False,  # so that a step is the same 16 rows for every objective
     "merge_before_push": False,  # the adapters: 20 MB a run, not 540
     "r": 16,
     "lora_alpha": 16,
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1,
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "weight_decay": 0.01,
     "lr_scheduler_type": "linear",
     "logging_steps": 1,
@@ -59,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "sdft_off_policy_fraction": 0.5,
         "sdft_max_new_tokens": 16,
         "sdft_demo_template": "{question}\n\n(Answer: {demonstration})",
-        "sdft_gold_gain_rows": 1,  # a curve nobody looks at here; each row costs two forward passes a step
+        "sdft_gold_gain_rows": 0,  # a curve nobody looks at here; each row costs two forward passes a step
     },
 }
 """What each objective has of its own; docs/demo.md says what was tried. One row an objective."""
@@ -91,8 +91,8 @@ UNSEEN = Measure(
     "unseen country",
     Role.CHECK,
     Unit.SHARE,
-    "The trained question about 32 other countries. Nothing in the data says their codes, so this should stay where "
-    "the base model is; a rise would mean that the questions, not the training, give the codes away.",
+    "The trained question about 32 other countries, whose codes no training row has. What is right here the base "
+    "model had met before, and has now learned only how to say: as much of the other scores may be no new knowledge.",
 )
 CAPITALS = Measure(
     "capitals",
