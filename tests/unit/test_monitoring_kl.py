@@ -67,6 +67,7 @@ def test_own_answers_are_those_of_the_model_now():
     kl = KlToBase.prepare(model, WeightCopy.of(model), everyday_prompts()[:2], TEMPLATE, max_new_tokens=2)
     set_next_probabilities(model, {LINE_BREAK: {A: 0.9, B: 0.1}, A: {A: 0.6, B: 0.4}, B: {END: 1.0}})
     values = kl.measure(model)
+    assert kl.measure(model, own_answers=False) == {name: values[name] for name in ("kl_vs_base", "kl_base_vs_model")}
     first = 0.25 * torch.tensor(0.25 / 0.9).log() + 0.75 * torch.tensor(0.75 / 0.1).log()
     assert values["kl_base_vs_model"] == pytest.approx(float(first) / 2, abs=2e-4)
     assert values["kl_base_vs_model_own"] == pytest.approx((float(first) + 40.0) / 2, abs=2e-3)

@@ -133,6 +133,8 @@ class TrainingConfig(BaseModel):
     """Prompts for `kl_vs_base` (one JSON object with `messages` or `prompt` a line); unset, built-in ones."""
     monitoring_max_new_tokens: Positive = 32
     """Length of the answers on which KL to base is measured."""
+    monitoring_own_answers: bool = True
+    """Measure KL on the model's answers of now too, which have to be generated each time."""
     monitoring_directions: dict[str, Direction] = {}
     """Named directions for `cos_sim`."""
 

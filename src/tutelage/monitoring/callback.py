@@ -92,6 +92,7 @@ class Monitor(TrainerCallback):
         prompts = everyday_prompts() if config.monitoring_prompts is None else read_prompts(config.monitoring_prompts)
         prompt_ids = [item.ids for item in encode_prompts(prompts, template, model)]
         kl = KlToBase.prepare(model, base, prompts, template, config.monitoring_max_new_tokens)
+        own_answers = config.monitoring_own_answers
         directions = [
             HiddenDirection.prepare(name, direction, model, template)
             for name, direction in config.monitoring_directions.items()
@@ -106,7 +107,7 @@ class Monitor(TrainerCallback):
 
         return [
             _Measurement("weight drift", every, Tag.MONITORING, drift),
-            _Measurement("kl_vs_base", every, Tag.MONITORING, lambda model, step: kl.measure(model)),
+            _Measurement("kl_vs_base", every, Tag.MONITORING, lambda model, step: kl.measure(model, own_answers)),
             _Measurement("cos_sim", every, Tag.MONITORING, cosines),
         ]
 

@@ -51,20 +51,22 @@ class KlToBase:
         with leaving_no_trace(model), base.applied(model):
             return cls(base, kl._answered(model), template, max_new_tokens, batch_size)
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: nn.Module, own_answers: bool = True) -> dict[str, float]:
         """Token-averaged divergences in nats, each exact over the vocabulary at every position of the answers.
 
         kl_vs_base: KL(model ‖ base) on the base's answers; kl_vs_base_own: the same on the model's own answers of
         now. kl_base_vs_model, kl_base_vs_model_own: KL(base ‖ model) on the same two. All are 0 for unchanged
-        weights.
+        weights. Without `own_answers` the second and fourth are left out, and nothing is generated.
         """
-        names = ("kl_vs_base", "kl_base_vs_model", "kl_vs_base_own", "kl_base_vs_model_own")
+        names = ["kl_vs_base", "kl_base_vs_model"]
+        if own_answers:
+            names += ["kl_vs_base_own", "kl_base_vs_model_own"]
         if self.base.distance(model) == 0.0:
             return dict.fromkeys(names, 0.0)
         with leaving_no_trace(model):
-            on_base = response_kl(model, self.base, self.base_pairs, self.batch_size)
-            on_own = response_kl(model, self.base, self._answered(model), self.batch_size)
-        values = (*_per_token(on_base), *_per_token(on_own))
+            values = list(_per_token(response_kl(model, self.base, self.base_pairs, self.batch_size)))
+            if own_answers:
+                values += _per_token(response_kl(model, self.base, self._answered(model), self.batch_size))
         return dict(zip(names, values, strict=True))
 
     def _answered(self, model: nn.Module) -> list[Pair]:
