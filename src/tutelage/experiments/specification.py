@@ -46,7 +46,7 @@ class Measure:
 
     @property
     def higher_is_better(self) -> bool | None:
-        """None for a check, which should not move at all."""
+        """None for a check, which is neither better nor worse."""
         return None if self.role is Role.CHECK else self.role is not Role.DRIFT
 
 
