@@ -12,6 +12,7 @@ from torch import nn
 from tests.known_model import known_model, set_next_probabilities
 from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage.config import SdftConfig
+from tutelage.models import takes_trees
 from tutelage.rollouts import Teacher, TemplatePhrases, generate, rollout_seed
 
 TOKENIZER = tiny_tokenizer()
@@ -228,6 +229,7 @@ def model_in_training() -> Any:
     model.model.embed_tokens.weight.requires_grad_(False)
     model.config.use_cache = False
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    takes_trees(model)  # found out by trying, once: not to be counted among the passes of a test
     return model
 
 
@@ -267,6 +269,23 @@ def test_generation_uses_the_cache_whatever_the_config_says() -> None:
     roll(model, [2], max_new_tokens=4, stop_ids=[319])
     hook.remove()
     assert lengths == [6, 1, 1, 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_prompts_begin_with_is_computed_once_and_changes_nothing(temperature: float) -> None:
+    """Five shared tokens, padding behind them: the shorter prompt's rest of 2 is padded to the longer one's 4."""
+    model: Any = tiny_model(TOKENIZER)
+    beginning = [5, 6, 7, 8, 9]
+    prompts = [[*beginning, 10, 11], [*beginning, 12, 13, 14, 15], [*beginning, 10, 11]]
+    options: dict[str, Any] = {"pad_token_id": EOS, "stop_ids": [EOS], "max_new_tokens": 8, "temperature": temperature}
+    alone = [
+        generate(model, [prompt], seeds=[seed], **options)[0] for prompt, seed in zip(prompts, SEEDS, strict=False)
+    ]
+    shapes: list[tuple[int, int]] = []
+    hook = model.model.layers[0].register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape[:2]))
+    assert generate(model, prompts, seeds=SEEDS[:3], **options) == alone
+    hook.remove()
+    assert [tuple(shape) for shape in shapes[:3]] == [(1, 5), (3, 4), (3, 1)]
 
 
 def test_the_student_has_its_own_bits_after_the_teacher_looked_also_when_it_raises() -> None:

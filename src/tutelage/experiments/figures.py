@@ -42,7 +42,12 @@ class Panel:
 
 PANELS = (
     Panel("loss", "Loss", "objective's own, nats per token", "each objective has its own: heights do not compare"),
-    Panel("nll", "NLL of the tokens trained on", "nats per token", "gold answers; sdft: rollouts, or gold answers off policy"),
+    Panel(
+        "nll",
+        "NLL of the tokens trained on",
+        "nats per token",
+        "gold answers; sdft: rollouts, or gold answers off policy",
+    ),
     Panel("grad_norm", "Gradient norm", "before clipping"),
     Panel("weight_diff_norm", "Weight drift", "‖θ − θ₀‖ of the trained tensors"),
     Panel("kl_vs_base", "KL to base, everyday prompts", "KL(tuned ‖ base), nats per token"),

@@ -50,13 +50,12 @@ def lay_out(model: nn.Module, sequences: Sequence[Sequence[int]], otherwise: Lay
 
     On the model's device.
     """
-    parameter = next(model.parameters())
+    inner = unwrapped(model)
     otherwise = padded(sequences) if otherwise is None else otherwise
-    if takes_trees(model):
-        tree = _Tree.of(sequences)
-        if len(tree.tokens) <= LARGEST_TREE and _tree_is_cheaper(model, tree, otherwise):
-            return tree.layout(parameter.dtype).to(parameter.device)
-    return otherwise.to(parameter.device)
+    tree = _Tree.of(sequences) if takes_trees(model) else None
+    if tree is not None and _tree_is_cheaper(model, tree, otherwise):
+        return tree.layout(inner.dtype).to(inner.device)
+    return otherwise.to(inner.device)
 
 
 def padded(sequences: Sequence[Sequence[int]]) -> Layout:
@@ -91,18 +90,18 @@ def _found_to_take_trees(inner: Any) -> bool:
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     if windowed or set(kinds) != {"full_attention"} or config.vocab_size <= max(map(max, PROBE)):
         return False
-    parameter = next(inner.parameters())
-    rows = padded(PROBE).to(parameter.device)
-    tree = _Tree.of(PROBE).layout(parameter.dtype).to(parameter.device)
+    tree = _Tree.of(PROBE)
+    assert tree is not None
+    layouts = padded(PROBE).to(inner.device), tree.layout(inner.dtype).to(inner.device)
     try:
         with inference_mode_of(inner):
             expected_ND, found_ND = (
                 inner.base_model(**layout.inputs, use_cache=False).last_hidden_state.flatten(0, 1)[layout.all_places]
-                for layout in (rows, tree)
+                for layout in layouts
             )
     except Exception:  # whatever an architecture says to inputs it does not know
         return False
-    tolerance = (0.05 if parameter.dtype in (torch.bfloat16, torch.float16) else 1e-4) * float(expected_ND.abs().max())
+    tolerance = (0.05 if inner.dtype in (torch.bfloat16, torch.float16) else 1e-4) * float(expected_ND.abs().max())
     return float((expected_ND - found_ND).abs().max()) <= tolerance
 
 
@@ -116,7 +115,8 @@ class _Tree:
     """For each sequence, the nodes of its tokens."""
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> "_Tree":
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "_Tree | None":
+        """None where it would be too large."""
         tree = cls([], [], [])
         node_after: dict[tuple[int, int], int] = {}
         for sequence in sequences:
@@ -130,6 +130,8 @@ class _Tree:
                 node = following
                 path.append(node)
             tree.paths.append(path)
+            if len(tree.tokens) > LARGEST_TREE:
+                return None
         return tree
 
     def layout(self, dtype: torch.dtype) -> Layout:
