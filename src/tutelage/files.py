@@ -4,6 +4,7 @@ Lines of a growing file are appended and flushed one by one, so a killed run lea
 last line is torn, and readers drop it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -46,7 +47,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         unfinished.write_bytes(content)
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise OutputError(
             f"{path}: cannot be written ({error.strerror}); free space there or choose another folder"
         ) from error

@@ -59,6 +59,8 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     write_json(path, {"a": "ü\ud83d"})
     write_json(path, {"b": 2})
     assert json.loads(path.read_text()) == {"b": 2}
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_bytes(path / "below", b"x")
     (tmp_path / "taken").mkdir()
     with pytest.raises(OutputError, match="taken: cannot be written"):
         write_bytes(tmp_path / "taken", b"x")

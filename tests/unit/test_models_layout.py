@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage.models import Layout, head_forward, lay_out, layout, padded, response_log_probs
@@ -119,6 +126,22 @@ def test_windows_are_not_replaced_by_the_mask() -> None:
     assert takes_trees(MistralForCausalLM(config))
 
 
+def test_a_window_under_another_name_is_a_window() -> None:
+    """GPT-Neo's local layers look back 256 places in the row, not in the sequence."""
+    config = GPTNeoConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
+    )
+    model = GPTNeoForCausalLM(config)
+    model.set_attn_implementation("eager")
+    assert not takes_trees(model)
+
+
+def test_rounding_hides_a_difference_so_half_precision_gets_rows() -> None:
+    model = model_of()
+    assert takes_trees(model)
+    assert not takes_trees(model.bfloat16())
+
+
 def test_a_layer_that_carries_a_state_gets_rows_of_its_own() -> None:
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)
     assert not takes_trees(MambaForCausalLM(config))
@@ -127,14 +150,16 @@ def test_a_layer_that_carries_a_state_gets_rows_of_its_own() -> None:
 def test_a_model_that_takes_the_mask_and_ignores_it_is_found_out() -> None:
     model: Any = model_of()
     forward = model.base_model.forward
-    model.base_model.forward = lambda attention_mask=None, **inputs: forward(**inputs)
+    model.base_model.forward = lambda input_ids, position_ids=None, attention_mask=None, **options: forward(
+        input_ids=input_ids, position_ids=position_ids, **options
+    )
     assert not takes_trees(model)
     model = model_of()
     model.base_model.forward = forward_that_refuses
     assert not takes_trees(model)
 
 
-def forward_that_refuses(**inputs: Any) -> Any:
+def forward_that_refuses(position_ids: Any = None, **inputs: Any) -> Any:
     raise ValueError("a mask of each position over each other is not for me")
 
 
