@@ -7,7 +7,7 @@ from rich.console import Console
 
 from tutelage.config import OBJECTIVES
 from tutelage.errors import ConfigError, OutputError
-from tutelage.experiments import run_demo
+from tutelage.experiments import Experiment, run_demo
 from tutelage.experiments.demo import COMMON, SETTINGS, STEPS, demo_config, demo_experiment
 
 QUIET = Console(quiet=True)
@@ -67,3 +67,12 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="the folder is not empty; choose another --output, or remove it first"):
         run_demo(["sft"], tmp_path, seed=1, console=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_runs_of_different_models_are_not_compared(tmp_path: Path) -> None:
+    first = demo_config("sft", tmp_path, seed=1, steps=1)
+    second = first.model_copy(update={"model": "other"})
+    with pytest.raises(ConfigError, match=r"they start from different models or templates \(other, smollm2\)"):
+        Experiment("x", "x", {"a": first, "b": second}, (), (), task="trained")
+    with pytest.raises(ConfigError, match="'base' is the name of the model before training"):
+        Experiment("x", "x", {"base": first}, (), (), task="trained")
