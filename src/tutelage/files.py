@@ -55,8 +55,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Text as UTF-8, in one step; half a surrogate pair, which UTF-8 does not have, becomes `?`. Raises OutputError."""
-    write_bytes(path, text.encode(errors="replace"))
+    """Text as UTF-8, in one step; half a surrogate pair, which UTF-8 lacks, is escaped as in JSON. Raises OutputError."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -80,7 +80,7 @@ class JsonLinesFile:
         line = _json_line(row)
         try:
             torn = self.path.exists() and self.path.stat().st_size > 0 and not _ends_with_newline(self.path)
-            with self.path.open("a", encoding="utf-8", errors="replace") as file:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("\n" + line if torn else line)
         except OSError as error:
             raise OutputError(

@@ -57,6 +57,7 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     """A folder in the file's place stands for whatever refuses the last step."""
     path = tmp_path / "results.json"
     write_json(path, {"a": "ü\ud83d"})
+    assert json.loads(path.read_text()) == {"a": "ü\ud83d"}
     write_json(path, {"b": 2})
     assert json.loads(path.read_text()) == {"b": 2}
     with pytest.raises(OutputError, match="cannot be written"):
@@ -112,8 +113,7 @@ def test_half_a_surrogate_pair_does_not_stop_a_run(tmp_path: Path) -> None:
     file.append({"text": "a\ud83db"})
     file.append({"text": "c"})
     first, second = file.rows()
-    assert first["text"].startswith("a")
-    assert first["text"].endswith("b")
+    assert first["text"] == "a\ud83db"
     assert second == {"text": "c"}
 
 
