@@ -55,7 +55,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Text as UTF-8, in one step; half a surrogate pair, which UTF-8 lacks, is escaped as in JSON. Raises OutputError."""
+    """UTF-8, in one step; half a surrogate pair, which UTF-8 lacks, is escaped as in JSON. Raises OutputError."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
