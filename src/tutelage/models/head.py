@@ -34,11 +34,14 @@ def head_forward(model: nn.Module, inputs: dict[str, Tensor], function: Callable
     return model(**inputs, use_cache=False, head_function=function)
 
 
-def attach_head(model: nn.Module) -> None:
-    """Teach the causal language model inside `model` the argument `head_function`. Idempotent."""
+def attach_head(model: nn.Module) -> bool:
+    """Teach the causal language model inside `model` the argument `head_function`. Idempotent.
+
+    Whether its head was found; a function gets its full logits otherwise, and a line in the log says so.
+    """
     causal_lm = unwrapped(model)
-    if getattr(causal_lm, "_tutelage_head", False):
-        return
+    if hasattr(causal_lm, "_tutelage_head_found"):
+        return causal_lm._tutelage_head_found
     original = causal_lm.forward
     read_head = _head_reader(causal_lm)
     if read_head is None:
@@ -51,7 +54,8 @@ def attach_head(model: nn.Module) -> None:
     def forward(*args: Any, head_function: HeadFunction | None = None, **kwargs: Any) -> Any:
         if head_function is None:
             return original(*args, **kwargs)
-        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        # The number of items is for a loss of the model's own, which nobody asks for here.
+        kwargs = {key: value for key, value in kwargs.items() if value is not None and key != "num_items_in_batch"}
         if read_head is None:
             logits_BTV = original(*args, **kwargs).logits
             return head_function(logits_BTV, IdentityHead(logits_BTV.shape[-1]))
@@ -59,7 +63,8 @@ def attach_head(model: nn.Module) -> None:
         return head_function(decoder(*args, **kwargs).last_hidden_state, read_head())
 
     causal_lm.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
-    causal_lm._tutelage_head = True  # pyright: ignore[reportAttributeAccessIssue]
+    causal_lm._tutelage_head_found = read_head is not None  # pyright: ignore[reportAttributeAccessIssue]
+    return causal_lm._tutelage_head_found
 
 
 def _head_reader(causal_lm: Any) -> Callable[[], Head] | None:

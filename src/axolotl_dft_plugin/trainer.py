@@ -1,0 +1,213 @@
+"""Makes one trainer compute the loss: how its batches go to the loss, and when the chunked head is used. Torch-free.
+
+Not here: the loss (`loss.py`), what is logged (`metrics.py`), what a config may say (`config.py`).
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from axolotl_dft_plugin.config import Refused, is_first_process
+
+logger = logging.getLogger("axolotl.dft")  # below Axolotl's own logger, whose handlers print it
+
+
+class DFTTraining:
+    """The loss of one trainer, as its `compute_loss_func`, and the way its batches take there.
+
+    `transformers` divides the sum of a `compute_loss_func` by nothing itself and passes the number of trained tokens
+    of the whole optimizer step: that is what makes accumulation and several processes exact.
+    """
+
+    def __init__(self, trainer: Any, *, chunked: bool) -> None:
+        self.trainer = trainer
+        self._chunked = chunked
+        self._compute_loss = trainer.compute_loss
+        self._prediction_step = trainer.prediction_step
+        self._evaluate = trainer.evaluate
+        self._wants_logits = False
+        self._was_asked = False
+        self._sums: dict[str, dict[str, Any]] = {}
+
+    def install(self) -> None:
+        """Put the loss, and the methods of this class that lead to it, into the trainer."""
+        trainer = self.trainer
+        trainer.compute_loss_func = self.loss_function
+        trainer.compute_loss = self.compute_loss
+        trainer.prediction_step = self.prediction_step
+        trainer.evaluate = self.evaluate
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own `compute_loss`; where the chunked head is used, told to form the sums in its forward."""
+        if "labels" not in inputs:
+            return self._without_labels(model, inputs, *args, **kwargs)
+        if self._chunked and not self._wants_logits:
+            from axolotl_dft_plugin.loss import sums_in_forward
+
+            inputs = {**inputs, "use_cache": False, "head_function": sums_in_forward(inputs["labels"])}
+        return self._compute_loss(model, inputs, *args, **kwargs)
+
+    def loss_function(self, outputs: Any, labels: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        """Σ −sg(p_t)·log p_t over `num_items_in_batch`, the tokens of the whole step, or over its own if unknown."""
+        from axolotl_dft_plugin import loss
+
+        self._was_asked = True
+        sums = outputs if self._are_sums(outputs) else loss.dense_sums(outputs.logits, labels)
+        phase = "train" if self.trainer.model.training else "eval"
+        self._sums[phase] = loss.added(self._sums.get(phase, {}), sums)
+        tokens = sums["tokens"] if num_items_in_batch is None else num_items_in_batch
+        value = loss.per_token(sums["dft_loss"], tokens)
+        router_loss = getattr(outputs, "aux_loss", None)
+        if router_loss is None:
+            return value
+        return value + self._share_of_step(num_items_in_batch) * self._router_loss_coefficient() * router_loss
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own; logits are computed only for those who want them."""
+        self._wants_logits = not prediction_loss_only
+        try:
+            return self._prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._wants_logits = False
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own, with sums of its own: callbacks take single prediction steps between evaluations."""
+        self.pop_sums("eval")
+        return self._evaluate(*args, **kwargs)
+
+    def pop_sums(self, phase: str) -> dict[str, Any]:
+        """The sums since they were last asked for."""
+        return self._sums.pop(phase, {})
+
+    def require_own_loss_function(self) -> None:
+        """Raises Refused if something has replaced the loss since."""
+        if self.trainer.compute_loss_func != self.loss_function:
+            raise Refused(_another_loss_function(self.trainer.compute_loss_func))
+
+    def require_that_loss_was_asked_for(self) -> None:
+        """Raises Refused where a trainer computes a loss of its own, before its first gradient changes a weight."""
+        if not self._was_asked:
+            raise Refused(
+                f"{type(self.trainer).__name__} computes its own loss and never asked for dft's; remove what brings "
+                "this trainer (another plugin, or trainer_cls), or set 'enabled: false' under 'dft:'"
+            )
+
+    @staticmethod
+    def _are_sums(outputs: Any) -> bool:
+        return isinstance(outputs, Mapping) and "dft_loss" in outputs
+
+    def _router_loss_coefficient(self) -> float:
+        return self.trainer.model.config.get_text_config().router_aux_loss_coef
+
+    def _share_of_step(self, num_items_in_batch: Any) -> float:
+        """What a mean over one micro-batch counts in the step: the trainer adds up the micro-batches of accumulation,
+        and multiplies by the processes a loss that was divided by the tokens of all of them."""
+        if not self.trainer.model.training:
+            return 1.0
+        processes = 1 if num_items_in_batch is None else self.trainer.accelerator.num_processes
+        return 1.0 / (self.trainer.current_gradient_accumulation_steps * processes)
+
+    def _without_labels(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As if there were no plugin: the model's own loss, a mean over the micro-batches of the step."""
+        trainer = self.trainer
+        self._was_asked = True
+        trainer.compute_loss_func = None
+        try:
+            result = self._compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            trainer.compute_loss_func = self.loss_function
+        if not trainer.model.training or getattr(trainer, "model_accepts_loss_kwargs", False):
+            return result
+        # The trainer divides by the micro-batches itself only where there is no `compute_loss_func`.
+        steps = trainer.current_gradient_accumulation_steps
+        return (result[0] / steps, *result[1:]) if isinstance(result, tuple) else result / steps
+
+
+def install(cfg: Mapping[str, Any], trainer: Any) -> None:
+    """Train `trainer` with the loss. Raises Refused where that cannot work."""
+    if isinstance(getattr(getattr(trainer, "compute_loss_func", None), "__self__", None), DFTTraining):
+        return  # both names of the hook were called
+    _require_supported(trainer)
+    training = DFTTraining(trainer, chunked=_attach_chunked_head(cfg, trainer))
+    training.install()
+    # Else each process would divide by its own tokens: a mean of means.
+    trainer.args.average_tokens_across_devices = True
+    from axolotl_dft_plugin.metrics import LogTokenMeans
+
+    trainer.callback_handler.callbacks.insert(0, LogTokenMeans(training))
+
+
+def _require_supported(trainer: Any) -> None:
+    if not hasattr(trainer, "compute_loss_func"):
+        raise Refused(
+            f"{type(trainer).__name__} knows no compute_loss_func; use transformers 4.46 or newer, "
+            "or set 'enabled: false' under 'dft:'"
+        )
+    if trainer.compute_loss_func is not None:
+        raise Refused(_another_loss_function(trainer.compute_loss_func))
+    if getattr(trainer.args, "label_smoothing_factor", 0):
+        raise Refused(
+            f"label_smoothing_factor {trainer.args.label_smoothing_factor} does not go with dft: the probability of a "
+            "smoothed target weights nothing; remove it, or set 'enabled: false' under 'dft:'"
+        )
+    if getattr(trainer.args, "n_gpu", 1) > 1:
+        raise Refused(
+            f"one process drives {trainer.args.n_gpu} GPUs, and its token counts would be wrong; "
+            "start one process a GPU (--launcher accelerate or torchrun)"
+        )
+
+
+def _another_loss_function(function: Any) -> str:
+    name = getattr(function, "__qualname__", None) or getattr(getattr(function, "func", None), "__qualname__", None)
+    return (
+        f"the trainer has another compute_loss_func already ({name or function!r}), and only one can be the loss; "
+        "remove what sets it, or set 'enabled: false' under 'dft:'"
+    )
+
+
+def _attach_chunked_head(cfg: Mapping[str, Any], trainer: Any) -> bool:
+    """Whether the model can form the sums in its forward pass. Where it cannot, one line in the log says why."""
+    reason = _why_dense(cfg, trainer)
+    attached = False
+    if reason is None:
+        from tutelage.models.head import attach_head
+
+        try:
+            attached = attach_head(trainer.model)  # where it finds no head, it says so itself
+        except Exception as error:  # whatever a model's forward raises when it is tried with a few tokens
+            reason = f"its head could not be tried before training ({type(error).__name__}: {error})"
+    if is_first_process():
+        if attached:
+            logger.info("dft: the loss is computed through the chunked head; [batch, sequence, vocabulary] is not held")
+        elif reason:
+            logger.warning("dft: the loss is computed from whole logits, which costs memory: %s", reason)
+    return attached
+
+
+def _why_dense(cfg: Mapping[str, Any], trainer: Any) -> str | None:
+    try:
+        import tutelage.models.head  # noqa: F401
+    except ImportError as error:
+        return f"the chunked head needs the package tutelage, torch 2.6 and transformers 5.10 ({error})"
+    compute_loss = next(cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls))
+    if compute_loss.__module__ not in ("axolotl.core.trainers.base", "transformers.trainer"):
+        return f"{compute_loss.__name__} has a compute_loss of its own"
+    if getattr(trainer, "is_fsdp_enabled", False) or cfg.get("fsdp") or cfg.get("fsdp_config"):
+        return "FSDP shards the head"
+    if _is_zero3():
+        return "DeepSpeed ZeRO-3 shards the head"
+    if (cfg.get("tensor_parallel_size") or 1) > 1:
+        return "tensor parallelism shards the head"
+    if cfg.get("torch_compile"):
+        return "a loss inside the forward pass would be compiled anew for each batch"
+    if cfg.get("is_multimodal"):
+        return "the model takes more than text"
+    if getattr(trainer.model.config.get_text_config(), "output_router_logits", False):
+        return "the model's own forward pass computes the loss of its router (output_router_logits)"
+    return None
+
+
+def _is_zero3() -> bool:
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    return is_deepspeed_zero3_enabled()
