@@ -10,5 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from hypothesis import settings
 
+# Axolotl pins its own versions of everything, so these tests need a second environment: `make test-axolotl`.
+collect_ignore = [] if "TUTELAGE_AXOLOTL_PYTHON" in os.environ else ["real_axolotl"]
+
 settings.register_profile("tutelage", deadline=None)
 settings.load_profile("tutelage")

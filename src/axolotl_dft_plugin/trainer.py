@@ -160,7 +160,7 @@ def _require_supported(trainer: Any) -> None:
 def _another_loss_function(function: Any) -> str:
     name = getattr(function, "__qualname__", None) or getattr(getattr(function, "func", None), "__qualname__", None)
     return (
-        f"the trainer has another compute_loss_func already ({name or function!r}), and only one can be the loss; "
+        f"the trainer has another compute_loss_func already ({name or repr(function)}), and only one can be the loss; "
         "remove what sets it, or set 'enabled: false' under 'dft:'"
     )
 
