@@ -130,11 +130,19 @@ def install(cfg: Mapping[str, Any], trainer: Any) -> None:
     _require_supported(trainer)
     training = DFTTraining(trainer, chunked=_attach_chunked_head(cfg, trainer))
     training.install()
-    # Else each process would divide by its own tokens: a mean of means.
-    trainer.args.average_tokens_across_devices = True
+    _set_arguments(trainer.args)
     from axolotl_dft_plugin.metrics import LogTokenMeans
 
     trainer.callback_handler.callbacks.insert(0, LogTokenMeans(training))
+
+
+def _set_arguments(args: Any) -> None:
+    """What follows from the loss and its metrics, and no key of Axolotl can say."""
+    # Else each process would divide by its own tokens: a mean of means.
+    args.average_tokens_across_devices = True
+    # `transformers` takes a metric not called "loss" for one that should grow, and Axolotl passes no `false` on.
+    if (getattr(args, "metric_for_best_model", None) or "").endswith(("nll", "ppl")):
+        args.greater_is_better = False
 
 
 def _require_supported(trainer: Any) -> None:

@@ -46,6 +46,9 @@ def evaluated(data: Path) -> dict[str, Any]:
         "test_datasets": [{"path": str(data), "ds_type": "json", "type": "chat_template", "split": "train"}],
         "eval_steps": 1,
         "eval_batch_size": 1,
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_nll",
     }
 
 

@@ -31,11 +31,16 @@ class AxolotlRun:
     seconds: float
 
     @cached_property
-    def history(self) -> list[dict[str, Any]]:
-        """What was logged, in order."""
+    def state(self) -> dict[str, Any]:
+        """The trainer's, as the newest checkpoint has it."""
         assert self.exit_code == 0, self.log[-3000:]
         states = sorted(self.output.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
-        return json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
+        return json.loads(states[-1].read_text(encoding="utf-8"))
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was logged, in order."""
+        return self.state["log_history"]
 
     @property
     def steps(self) -> list[dict[str, Any]]:

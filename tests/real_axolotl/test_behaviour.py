@@ -84,6 +84,14 @@ def test_evaluation_logs_token_means(runs: Runs) -> None:
         assert expected["eval_ppl"] == pytest.approx(math.exp(expected["eval_nll"]), rel=1e-4)
 
 
+@pytest.mark.runs("evaluation")
+def test_the_best_checkpoint_can_be_that_of_the_lowest_nll(runs: Runs) -> None:
+    state = runs["evaluation"].state
+    saved = {entry["step"]: entry["eval_nll"] for entry in runs["evaluation"].evaluations if entry["step"] > 0}
+    assert state["best_metric"] == min(saved.values()) < max(saved.values())
+    assert saved[state["best_global_step"]] == state["best_metric"]
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 REFUSALS = {
