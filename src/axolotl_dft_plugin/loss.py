@@ -51,7 +51,9 @@ def sums_in_forward(labels_BT: Tensor) -> Callable[[Tensor, Any], Sums]:
         targets_N = targets_BT[trained_BT]
         ones_N = torch.ones(targets_N.shape, device=targets_N.device)
         result = token_objective(hidden_BTD[:, :-1][trained_BT], head, targets_N, ones_N, "dft")
-        return _sums(result.loss_sum, result.stats.nll, result.stats.probability)
+        sums = _sums(result.loss_sum, result.stats.nll, result.stats.probability)
+        # Where a model is spread over devices, a trainer expects its loss on the device of the batch.
+        return {name: value.to(labels_BT.device) for name, value in sums.items()}
 
     return through_head
 

@@ -29,7 +29,7 @@ class DFTHooks:
             if is_first_process():
                 logger.info("dft: left alone, this run trains with %s", objective)
             return
-        refuse_config(cfg)  # again: Axolotl before 0.10 has no hook for the YAML as it was written
+        refuse_config(cfg)  # again: Axolotl before 0.12 has no hook for the YAML as it was written
         install(cfg, trainer)
 
     on_trainer_create = post_trainer_create

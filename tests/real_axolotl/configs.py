@@ -37,6 +37,7 @@ class Spec:
     data: str = "rows"
     model: str = "tiny"
     adapter: str | None = None
+    example: bool = False  # examples/axolotl/dft.yml with its own data, instead of what all other runs have in common
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -94,6 +95,7 @@ SPECS: dict[str, Spec] = {
         with_test_plugin("MeasureMemory") | LARGE_VOCABULARY, distribution="folder", model="large vocabulary"
     ),
     "chunked, large vocabulary": Spec(with_test_plugin("MeasureMemory") | LARGE_VOCABULARY, model="large vocabulary"),
+    "the example": Spec({"micro_batch_size": 32, "max_steps": 1, "save_steps": 1}, model="smollm2", example=True),
     "EAFT": Spec(DFT | {"use_eaft": True}),
     "Liger's token scaling": Spec(DFT | {"liger_use_token_scaling": True}),
     "label smoothing": Spec(DFT | {"label_smoothing_factor": 0.1}),

@@ -16,11 +16,10 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.real_axolotl.configs import ROWS, SPECS
-from tests.real_axolotl.runs import Axolotl, AxolotlRun
+from tests.real_axolotl.runs import ROOT, Axolotl, AxolotlRun
 from tests.small_runs import run_small, write_rows
 from tests.tiny import tiny_tokenizer
-
-ROOT = Path(__file__).resolve().parents[2]
+from tutelage.models import resolve_model
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,6 +71,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "adapter": first.model_path,
         "tiny with a head of its own": untied,
         "large vocabulary": large,
+        "smollm2": Path(resolve_model("smollm2")),
     }
 
 

@@ -17,6 +17,11 @@ from torch import Tensor
 
 from tests.real_axolotl.configs import STEPS, Spec, evaluated
 
+ROOT = Path(__file__).resolve().parents[2]
+
+CHUNKED = "dft: the loss is computed through the chunked head; [batch, sequence, vocabulary] is not held"
+"""What the log says where no logits of a whole batch are held."""
+
 TIME_LIMIT = 300.0
 """Seconds. A run takes about 20; one that hangs must not hold up all."""
 
@@ -92,18 +97,25 @@ class Axolotl:
         return self._finish(command, output, self._environment(spec))
 
     def _config(self, spec: Spec, data: Path, output: Path) -> dict[str, Any]:
+        places = {
+            "base_model": str(self._models[spec.model]),
+            "dataset_prepared_path": str(output / "prepared"),
+            "output_dir": str(output),
+        }
+        if spec.example:
+            example = yaml.safe_load((ROOT / "examples/axolotl/dft.yml").read_text(encoding="utf-8"))
+            example["datasets"][0]["path"] = str(ROOT / example["datasets"][0]["path"])
+            return {**example, **places, **spec.config}
         if spec.data == "pairs":
             dataset = {"type": "chat_template.default", "field_messages": "messages", "split": "train"}
             dataset |= {"field_chosen": "chosen", "field_rejected": "rejected"}
         else:
             dataset = {"type": "chat_template", "field_messages": "messages"}
         base = {
-            "base_model": str(self._models[spec.model]),
+            **places,
             "special_tokens": {"pad_token": "<|endoftext|>"},
             "chat_template": "tokenizer_default",
             "datasets": [{"path": str(data), "ds_type": "json", **dataset}],
-            "dataset_prepared_path": str(output / "prepared"),
-            "output_dir": str(output),
             "sequence_len": 512,
             "micro_batch_size": 4,
             "gradient_accumulation_steps": 1,

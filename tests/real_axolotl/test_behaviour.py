@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.real_axolotl.conftest import Runs
-from tests.real_axolotl.runs import AxolotlRun
+from tests.real_axolotl.runs import CHUNKED, AxolotlRun
 
-CHUNKED = "dft: the loss is computed through the chunked head; [batch, sequence, vocabulary] is not held"
 DENSE = "dft: the loss is computed from whole logits, which costs memory: "
 
 

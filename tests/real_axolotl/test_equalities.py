@@ -4,15 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import load_from_disk
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tests.real_axolotl.configs import STEPS
 from tests.real_axolotl.conftest import Runs
-from tests.real_axolotl.runs import AxolotlRun
+from tests.real_axolotl.runs import CHUNKED, ROOT, AxolotlRun
 from tests.small_runs import largest_difference, small_config, trained_weights
 from tutelage import train
+from tutelage.config import load_config
+from tutelage.training.base_trainer import token_loss_sum
 from tutelage.training.inputs import prepare_inputs
 
 TIMES = ("runtime", "per_second", "per_sec_per_gpu")
@@ -97,6 +101,22 @@ def test_a_reinforcement_learning_trainer_is_left_alone(runs: Runs) -> None:
     assert without_times(plain.steps) == without_times(listed.steps)
     assert largest_difference(plain.weights, listed.weights) == 0.0
     assert listed.dft_lines == ["dft: left alone, this run trains with rl: dpo"]
+
+
+@pytest.mark.runs("the example")
+def test_the_example_starts_where_tutelage_would(runs: Runs, models: dict[str, Path], tmp_path: Path) -> None:
+    """examples/axolotl/dft.yml on the real model, all 32 rows in one step: its first loss, and where it goes."""
+    config = load_config(ROOT / "examples/calling_codes/dft.yaml").model_copy(update={"output_dir": tmp_path / "run"})
+    inputs = prepare_inputs(config)
+    model: Any = AutoModelForCausalLM.from_pretrained(models["smollm2"], dtype="float32").eval()
+    with torch.no_grad():
+        loss_sum, stats = token_loss_sum(model, inputs.collate(inputs.train_items), "dft")
+    (step,) = runs["the example"].steps
+    assert step["nll"] == pytest.approx(float(stats.nll.mean()), abs=2e-5)
+    assert step["mean_token_probability"] == pytest.approx(float(stats.probability.mean()), abs=2e-5)
+    assert step["loss"] == pytest.approx(float(loss_sum) / stats.nll.numel(), rel=1e-4)
+    assert runs["the example"].dft_lines == [CHUNKED]
+    assert (runs["the example"].output / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.runs("4x1", "lora")

@@ -18,6 +18,7 @@ from tutelage.config import OBJECTIVES, Direction, SamplingCallback, TrainingCon
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+"""Tutelage's own. Axolotl's is a `.yml`, as is usual there, and runs in `tests/real_axolotl`."""
 BUILT_IN = "built in"
 """What the table says of a default that is too long for it."""
 
