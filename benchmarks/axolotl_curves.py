@@ -50,7 +50,7 @@ def train(objective: str, learning_rate: float, axolotl: Path, folder: Path) -> 
         "output_dir": str(output),
         "dataset_prepared_path": str(folder / "prepared"),
         "test_datasets": [{**config["datasets"][0], "path": str(unseen), "split": "train"}],
-        "eval_steps": 1,
+        "eval_steps": 4,
         "eval_batch_size": 32,
         "save_steps": 24,
         "seed": 7,

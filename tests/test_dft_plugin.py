@@ -21,7 +21,7 @@ class DummyModel:
     """Returns a loss of its own where it sees labels; the logits are a name only."""
 
     training = True
-    config = SimpleNamespace(get_text_config=SimpleNamespace)
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(to_dict=dict))
 
     def __call__(self, **inputs: Any) -> Any:
         loss = "the model's own loss of labels" if "labels" in inputs else "the model's own loss"
@@ -149,10 +149,23 @@ def test_left_alone_when_disabled_not_listed_or_reinforcement_learning() -> None
         assert trainer.args.average_tokens_across_devices is False, cfg
 
 
+def test_a_class_derived_from_it_goes_by_its_own_name() -> None:
+    """`plugins: [my_package.MyDFT]`; and a plugin that only an earlier config of this process listed does nothing."""
+    derived = type("MyDFT", (type(plugin()),), {})()
+    trainer, other = DummyTrainer(), DummyTrainer()
+    with stand_ins():
+        derived.post_trainer_create({"plugins": ["my_package.MyDFT"]}, trainer)
+        derived.post_trainer_create(LISTED, other)
+    assert loss_of(trainer, labels="labels").startswith("dft of")
+    assert loss_of(other, labels="labels") == "the model's own loss of labels"
+
+
 def test_what_cannot_go_with_it_is_refused_in_a_sentence() -> None:
     assert "'use_eaft: true' does not go with dft: EAFT" in refusal({"use_eaft": True})
     assert "'liger_use_token_scaling: true'" in refusal({"liger_use_token_scaling": True})
     assert "'label_smoothing_factor: 0.1'" in refusal({"label_smoothing_factor": 0.1})
+    assert "'orpo_alpha: 0.1'" in refusal({"orpo_alpha": 0.1})
+    assert "'use_dft: true'" in refusal({"use_dft": True})
     assert "'context_parallel_size: 2'" in refusal({"context_parallel_size": 2})
     assert "did you mean 'enabled'?" in refusal({"dft": {"enable": True}})
     assert "it knows enabled" in refusal({"dft": {"temperature": 1}})

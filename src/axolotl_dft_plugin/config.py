@@ -14,6 +14,7 @@ SWITCH_OFF = "or set 'enabled: false' under 'dft:'"
 
 # Key of Axolotl's config -> why it cannot go with dft, and what to do.
 CONFLICTS = {
+    "orpo_alpha": "without 'rl: orpo' Axolotl would train with a loss of its own; remove it",
     "use_dft": "that is Axolotl's own DFT, from releases newer than 0.19; keep one of the two",
     "use_eaft": "EAFT is another weight on the same tokens; remove use_eaft",
     "liger_use_token_scaling": "that is DFT inside Liger, and the tokens would be weighted twice; remove it",
@@ -44,12 +45,12 @@ def is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") in ("0", "-1")
 
 
-def wants_dft(cfg: Mapping[str, Any]) -> bool:
-    """Whether this config lists the plugin and does not switch it off.
+def wants_dft(cfg: Mapping[str, Any], plugin: str) -> bool:
+    """Whether this config lists the class called `plugin` and does not switch it off.
 
     Axolotl keeps the plugins of an earlier config of the same process and calls them for a later one as well.
     """
-    if not any(str(name).startswith("axolotl_dft_plugin.") for name in cfg.get("plugins") or ()):
+    if not any(str(name).rpartition(".")[2] == plugin for name in cfg.get("plugins") or ()):
         return False
     options = cfg.get("dft")
     return options is None or options.get("enabled") is not False
@@ -63,10 +64,10 @@ def other_objective(cfg: Mapping[str, Any]) -> str | None:
     return None
 
 
-def refuse_config(cfg: Mapping[str, Any]) -> None:
+def refuse_config(cfg: Mapping[str, Any], plugin: str) -> None:
     """Raises Refused for what is wrong under `dft:` and for options that cannot go with it."""
     _refuse_options(cfg.get("dft"))
-    if not wants_dft(cfg) or other_objective(cfg):
+    if not wants_dft(cfg, plugin) or other_objective(cfg):
         return
     for key, reason in CONFLICTS.items():
         value = cfg.get(key)

@@ -70,8 +70,8 @@ def added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> Sums:
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it: an evaluation may have more tokens than float32 can count."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """float64 where the device surely has it: an evaluation may have more tokens than float32 can count."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 def _sums(loss_sum: Tensor, nll_N: Tensor, probability_N: Tensor) -> Sums:

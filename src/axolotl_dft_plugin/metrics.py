@@ -30,6 +30,9 @@ class LogTokenMeans(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._training.require_that_loss_was_asked_for()
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._training.require_that_loss_was_asked_for()  # trainers with a loop of their own skip the hook above
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         phase, prefix = _phase(logs := {} if logs is None else logs)
         # Processes meet in the means: only for what all of them log.

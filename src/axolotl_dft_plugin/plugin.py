@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from axolotl_dft_plugin.config import is_first_process, other_objective, refuse_config, wants_dft
-from axolotl_dft_plugin.trainer import install, logger
+from axolotl_dft_plugin.head import logger
+from axolotl_dft_plugin.trainer import install
 
 
 class DFTHooks:
@@ -15,7 +16,7 @@ class DFTHooks:
 
     def register(self, cfg: Mapping[str, Any]) -> None:
         """Called with the YAML as it was written. Raises Refused for options that cannot be trained with."""
-        refuse_config(cfg)
+        refuse_config(cfg, type(self).__name__)
 
     def get_input_args(self) -> str:
         """The schema of `dft:`. Without it Axolotl would drop the key silently, and train with cross-entropy."""
@@ -23,13 +24,14 @@ class DFTHooks:
 
     def post_trainer_create(self, cfg: Mapping[str, Any], trainer: Any) -> None:
         """Train with the loss unless the config says otherwise. Raises Refused where that cannot work."""
-        if not wants_dft(cfg):
+        if not wants_dft(cfg, type(self).__name__):
             return
         if objective := other_objective(cfg):
             if is_first_process():
                 logger.info("dft: left alone, this run trains with %s", objective)
             return
-        refuse_config(cfg)  # again: Axolotl before 0.12 has no hook for the YAML as it was written
+        # Again: Axolotl before 0.12 has no hook for the YAML as it was written.
+        refuse_config(cfg, type(self).__name__)
         install(cfg, trainer)
 
     on_trainer_create = post_trainer_create

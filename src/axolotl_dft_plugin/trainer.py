@@ -1,15 +1,17 @@
-"""Makes one trainer compute the loss: how its batches go to the loss, and when the chunked head is used. Torch-free.
+"""Makes one trainer compute the loss: how its batches go there, and what comes back. Torch-free.
 
-Not here: the loss (`loss.py`), what is logged (`metrics.py`), what a config may say (`config.py`).
+Not here: the loss (`loss.py`), when the chunked head is used (`head.py`), what is logged (`metrics.py`), what a config
+may say (`config.py`).
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-from axolotl_dft_plugin.config import Refused, is_first_process
+from axolotl_dft_plugin.config import Refused
+from axolotl_dft_plugin.head import attach_chunked_head
 
-logger = logging.getLogger("axolotl.dft")  # below Axolotl's own logger, whose handlers print it
+ROUTER_COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+"""What the configs of `transformers` call the weight of a router's loss."""
 
 
 class DFTTraining:
@@ -25,6 +27,7 @@ class DFTTraining:
         self._compute_loss = trainer.compute_loss
         self._prediction_step = trainer.prediction_step
         self._evaluate = trainer.evaluate
+        self._router_coefficient = _router_coefficient(trainer.model)
         self._wants_logits = False
         self._was_asked = False
         self._sums: dict[str, dict[str, Any]] = {}
@@ -57,17 +60,22 @@ class DFTTraining:
         self._sums[phase] = loss.added(self._sums.get(phase, {}), sums)
         tokens = sums["tokens"] if num_items_in_batch is None else num_items_in_batch
         value = loss.per_token(sums["dft_loss"], tokens)
-        router_loss = getattr(outputs, "aux_loss", None)
-        if router_loss is None:
-            return value
-        return value + self._share_of_step(num_items_in_batch) * self._router_loss_coefficient() * router_loss
+        if self._router_coefficient:
+            value = value + self._share_of_step(num_items_in_batch) * self._router_coefficient * outputs.aux_loss
+        return value
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own; logits are computed only for those who want them."""
+        """The trainer's own, without rows that were evaluated before; logits only for those who want them."""
+        if prediction_loss_only:
+            inputs = self._without_repeated_rows(inputs)
+        arguments = self.trainer.args
         self._wants_logits = not prediction_loss_only
+        # Callbacks take such steps on one process only: the others must not be waited for.
+        arguments.average_tokens_across_devices = False
         try:
             return self._prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
         finally:
+            arguments.average_tokens_across_devices = True
             self._wants_logits = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,16 +104,35 @@ class DFTTraining:
     def _are_sums(outputs: Any) -> bool:
         return isinstance(outputs, Mapping) and "dft_loss" in outputs
 
-    def _router_loss_coefficient(self) -> float:
-        return self.trainer.model.config.get_text_config().router_aux_loss_coef
-
     def _share_of_step(self, num_items_in_batch: Any) -> float:
         """What a mean over one micro-batch counts in the step: the trainer adds up the micro-batches of accumulation,
-        and multiplies by the processes a loss that was divided by the tokens of all of them."""
+        and multiplies by the data-parallel processes a loss that was divided by the tokens of all of them."""
         if not self.trainer.model.training:
             return 1.0
-        processes = 1 if num_items_in_batch is None else self.trainer.accelerator.num_processes
-        return 1.0 / (self.trainer.current_gradient_accumulation_steps * processes)
+        processes = 1
+        if num_items_in_batch is not None:
+            accelerator = self.trainer.accelerator
+            layout = getattr(accelerator, "parallelism_config", None)
+            processes = accelerator.num_processes // (layout.tp_size if layout else 1)
+        return 1.0 / (self._accumulation_steps * processes)
+
+    @property
+    def _accumulation_steps(self) -> int:
+        trainer = self.trainer
+        return getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
+
+    def _without_repeated_rows(self, inputs: Any) -> Any:
+        """With the labels masked of rows by which accelerate makes the last batches of all processes equally long.
+
+        The processes' batches follow on each other, and the first `remainder` rows of them all are new.
+        """
+        accelerator = self.trainer.accelerator
+        loader = accelerator.gradient_state
+        if not (accelerator.even_batches and loader.end_of_dataloader and loader.remainder > 0 and "labels" in inputs):
+            return inputs
+        labels = inputs["labels"].clone()
+        labels[max(0, loader.remainder - accelerator.process_index * len(labels)) :] = -100
+        return {**inputs, "labels": labels}
 
     def _without_labels(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As if there were no plugin: the model's own loss, a mean over the micro-batches of the step."""
@@ -119,7 +146,7 @@ class DFTTraining:
         if not trainer.model.training or getattr(trainer, "model_accepts_loss_kwargs", False):
             return result
         # The trainer divides by the micro-batches itself only where there is no `compute_loss_func`.
-        steps = trainer.current_gradient_accumulation_steps
+        steps = self._accumulation_steps
         return (result[0] / steps, *result[1:]) if isinstance(result, tuple) else result / steps
 
 
@@ -128,8 +155,9 @@ def install(cfg: Mapping[str, Any], trainer: Any) -> None:
     if isinstance(getattr(getattr(trainer, "compute_loss_func", None), "__self__", None), DFTTraining):
         return  # both names of the hook were called
     _require_supported(trainer)
-    training = DFTTraining(trainer, chunked=_attach_chunked_head(cfg, trainer))
+    training = DFTTraining(trainer, chunked=attach_chunked_head(cfg, trainer))
     training.install()
+    trainer._loss_shifts_labels = True  # this one does: the first token of a row has nothing that predicts it
     _set_arguments(trainer.args)
     from axolotl_dft_plugin.metrics import LogTokenMeans
 
@@ -148,7 +176,7 @@ def _set_arguments(args: Any) -> None:
 def _require_supported(trainer: Any) -> None:
     if not hasattr(trainer, "compute_loss_func"):
         raise Refused(
-            f"{type(trainer).__name__} knows no compute_loss_func; use transformers 4.46 or newer, "
+            f"{type(trainer).__name__} knows no compute_loss_func; use Axolotl 0.9.1 or newer, "
             "or set 'enabled: false' under 'dft:'"
         )
     if trainer.compute_loss_func is not None:
@@ -165,57 +193,23 @@ def _require_supported(trainer: Any) -> None:
         )
 
 
+def _router_coefficient(model: Any) -> float:
+    """The weight of the router's loss in a mixture of experts that is asked for it, else 0."""
+    config = model.config.get_text_config().to_dict()
+    if not config.get("output_router_logits"):
+        return 0.0
+    for name in ROUTER_COEFFICIENTS:
+        if name in config:
+            return config[name]
+    raise Refused(
+        f"output_router_logits: {type(model.config).__name__} has no {' or '.join(ROUTER_COEFFICIENTS)} to weight the "
+        "router's loss with; set output_router_logits to false, or 'enabled: false' under 'dft:'"
+    )
+
+
 def _another_loss_function(function: Any) -> str:
     name = getattr(function, "__qualname__", None) or getattr(getattr(function, "func", None), "__qualname__", None)
     return (
         f"the trainer has another compute_loss_func already ({name or repr(function)}), and only one can be the loss; "
         "remove what sets it, or set 'enabled: false' under 'dft:'"
     )
-
-
-def _attach_chunked_head(cfg: Mapping[str, Any], trainer: Any) -> bool:
-    """Whether the model can form the sums in its forward pass. Where it cannot, one line in the log says why."""
-    reason = _why_dense(cfg, trainer)
-    attached = False
-    if reason is None:
-        from tutelage.models.head import attach_head
-
-        try:
-            attached = attach_head(trainer.model)  # where it finds no head, it says so itself
-        except Exception as error:  # whatever a model's forward raises when it is tried with a few tokens
-            reason = f"its head could not be tried before training ({type(error).__name__}: {error})"
-    if is_first_process():
-        if attached:
-            logger.info("dft: the loss is computed through the chunked head; [batch, sequence, vocabulary] is not held")
-        elif reason:
-            logger.warning("dft: the loss is computed from whole logits, which costs memory: %s", reason)
-    return attached
-
-
-def _why_dense(cfg: Mapping[str, Any], trainer: Any) -> str | None:
-    try:
-        import tutelage.models.head  # noqa: F401
-    except ImportError as error:
-        return f"the chunked head needs the package tutelage, torch 2.6 and transformers 5.10 ({error})"
-    compute_loss = next(cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls))
-    if compute_loss.__module__ not in ("axolotl.core.trainers.base", "transformers.trainer"):
-        return f"{compute_loss.__name__} has a compute_loss of its own"
-    if getattr(trainer, "is_fsdp_enabled", False) or cfg.get("fsdp") or cfg.get("fsdp_config"):
-        return "FSDP shards the head"
-    if _is_zero3():
-        return "DeepSpeed ZeRO-3 shards the head"
-    if (cfg.get("tensor_parallel_size") or 1) > 1:
-        return "tensor parallelism shards the head"
-    if cfg.get("torch_compile"):
-        return "a loss inside the forward pass would be compiled anew for each batch"
-    if cfg.get("is_multimodal"):
-        return "the model takes more than text"
-    if getattr(trainer.model.config.get_text_config(), "output_router_logits", False):
-        return "the model's own forward pass computes the loss of its router (output_router_logits)"
-    return None
-
-
-def _is_zero3() -> bool:
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-    return is_deepspeed_zero3_enabled()

@@ -86,6 +86,18 @@ SPECS: dict[str, Spec] = {
         DFT | SMALL_LORA | {"lora_target_modules": ["q_proj", "lm_head"]}, model="tiny with a head of its own"
     ),
     "evaluation": Spec(DFT, data="rows and evaluation"),
+    "three rows, evaluation": Spec(DFT | {"max_steps": 1, "micro_batch_size": 3}, data="three rows and evaluation"),
+    "2 processes, three rows, evaluation": Spec(
+        with_test_plugin("OnCpu") | {"max_steps": 1, "micro_batch_size": 1},
+        processes=2,
+        data="three rows and evaluation",
+    ),
+    "2 processes, table of predictions": Spec(
+        with_test_plugin("OnCpu") | {"micro_batch_size": 2, "use_wandb": True, "eval_table_size": 1},
+        processes=2,
+        data="rows and evaluation",
+    ),
+    "bfloat16": Spec(with_test_plugin("OnCpu") | {"bf16": True}),
     "one row masked": Spec(with_test_plugin("MaskRows") | ONE_BY_FOUR, environment={"MASK_ROWS": "2"}),
     "three rows": Spec(DFT | {"micro_batch_size": 3}, data="rows without the third"),
     "all rows masked": Spec(with_test_plugin("MaskRows") | ONE_BY_FOUR, environment={"MASK_ROWS": "0,1,2,3"}),

@@ -89,10 +89,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for question, answer in ROWS
     ]
     pairs.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    three = write_rows(folder / "three.jsonl", [*ROWS[:2], ROWS[3]])
     return {
         "rows": rows,
         "rows and evaluation": rows,
-        "rows without the third": write_rows(folder / "three.jsonl", [*ROWS[:2], ROWS[3]]),
+        "rows without the third": three,
+        "three rows and evaluation": three,
         "pairs": pairs,
     }
 

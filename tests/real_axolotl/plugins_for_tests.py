@@ -14,10 +14,13 @@ from transformers import Trainer, TrainerCallback
 
 
 class OnCpu(BasePlugin):
-    """Axolotl puts each process of several on a GPU of its number; there is none."""
+    """Axolotl puts each process of several on a GPU of its number, and wants one for bfloat16; there is none."""
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         cfg["device_map"] = {"": "cpu"}
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        return {"use_cpu": True}
 
 
 class MaskRows(BasePlugin):

@@ -137,7 +137,7 @@ class Axolotl:
             "dataset_num_proc": 1,
             "seed": 7,
         }
-        evaluation = evaluated(data) if spec.data == "rows and evaluation" else {}
+        evaluation = evaluated(data) if spec.data.endswith("and evaluation") else {}
         adapter = {"lora_model_dir": str(self._models[spec.adapter])} if spec.adapter else {}
         return {**base, **evaluation, **adapter, **spec.config}
 

@@ -83,6 +83,31 @@ def test_evaluation_logs_token_means(runs: Runs) -> None:
         assert expected["eval_ppl"] == pytest.approx(math.exp(expected["eval_nll"]), rel=1e-4)
 
 
+@pytest.mark.runs("three rows, evaluation", "2 processes, three rows, evaluation")
+def test_evaluation_on_two_processes_gives_the_same(runs: Runs) -> None:
+    """Three rows in batches of one: the second process evaluates one of them again, to have as many batches."""
+    one, two = (runs[f"{name}three rows, evaluation"].evaluations[0] for name in ("", "2 processes, "))
+    assert (one["step"], two["step"]) == (0, 0)
+    for name in ("eval_loss", "eval_nll", "eval_mean_token_probability", "eval_ppl"):
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name
+
+
+@pytest.mark.runs("2 processes, table of predictions", "4x1")
+def test_callbacks_that_predict_on_one_process_hang_nothing(runs: Runs) -> None:
+    run = runs["2 processes, table of predictions"]
+    assert run.exit_code == 0, run.log[-3000:]
+    assert run.values("loss") == pytest.approx(runs["4x1"].values("loss"), rel=1e-5)
+
+
+@pytest.mark.runs("bfloat16", "4x1")
+def test_bfloat16_keeps_the_chunked_head(runs: Runs) -> None:
+    """Axolotl leaves norms and head in float32, so that the model runs under autocast only. Eight bits of precision."""
+    run = runs["bfloat16"]
+    assert run.dft_lines == [CHUNKED]
+    assert run.values("nll") == pytest.approx(runs["4x1"].values("nll"), rel=0.01)
+    assert run.values("loss") == pytest.approx(runs["4x1"].values("loss"), rel=0.05)
+
+
 @pytest.mark.runs("evaluation")
 def test_the_best_checkpoint_can_be_that_of_the_lowest_nll(runs: Runs) -> None:
     state = runs["evaluation"].state

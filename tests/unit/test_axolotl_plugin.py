@@ -22,11 +22,11 @@ LENGTHS = (5, 9, 60, 7, 12, 31, 5, 40)
 """Very unequal, so that a mean of means differs from a mean over tokens."""
 
 
-def rows(lengths: tuple[int, ...] = LENGTHS) -> list[dict[str, list[int]]]:
-    """Random token ids; the first three of each row are a prompt."""
+def rows(prompt: int = 3) -> list[dict[str, list[int]]]:
+    """Random token ids; the first three of each row are a prompt, unless told otherwise."""
     generator = torch.Generator().manual_seed(5)
-    ids = [torch.randint(3, 300, (length,), generator=generator).tolist() for length in lengths]
-    return [{"input_ids": row, "labels": [-100, -100, -100, *row[3:]]} for row in ids]
+    ids = [torch.randint(3, 300, (length,), generator=generator).tolist() for length in LENGTHS]
+    return [{"input_ids": row, "labels": [-100] * prompt + row[prompt:]} for row in ids]
 
 
 def collate(batch: list[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -191,6 +191,15 @@ def test_any_split_of_a_step_gives_the_same_loss_and_gradient(
     assert_close(change, whole, rtol=1e-4, atol=1e-7)
 
 
+def test_the_first_token_of_a_row_is_not_counted(tmp_path: Path) -> None:
+    """Nothing predicts it. `transformers` counts it where it does not know a loss, and Axolotl patches some."""
+    trainer = make_trainer(tmp_path)
+    trainer._loss_shifts_labels = False
+    trainer.train_dataset = rows(prompt=0)  # pyright: ignore[reportAttributeAccessIssue]
+    trained(trainer)
+    assert first_log(trainer)["loss"] == pytest.approx(expected_means(llama(), rows(prompt=0))["loss"], rel=1e-5)
+
+
 def test_perplexity_is_that_of_the_nll(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trained(trainer)
@@ -229,6 +238,39 @@ def test_an_all_masked_step_changes_nothing(tmp_path: Path) -> None:
     assert first_log(trainer)["loss"] == 0.0
     assert "nll" not in first_log(trainer)
     assert all(torch.count_nonzero(weight) == 0 for weight in change.values())
+
+
+@pytest.mark.parametrize("process", [0, 1, 2])
+def test_rows_that_fill_the_last_batches_are_not_evaluated_again(tmp_path: Path, process: int) -> None:
+    """Five rows on three processes with batches of two, as accelerate lays them out: the last process repeats one."""
+    trainer = make_trainer(tmp_path)
+    install({}, trainer)
+    trainer.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
+    batches = [rows()[0:2], rows()[2:4], [rows()[4], rows()[0]]]
+    new = [batches[0], batches[1], batches[2][:1]][process]
+    trainer.accelerator = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+        even_batches=True,
+        process_index=process,
+        gradient_state=SimpleNamespace(end_of_dataloader=True, remainder=5),
+        unwrap_model=trainer.accelerator.unwrap_model,
+    )
+    trainer.prediction_step(trainer.model, collate(batches[process]), prediction_loss_only=True)  # pyright: ignore[reportArgumentType]
+    sums: Any = trainer.compute_loss_func.__self__.pop_sums("eval")  # pyright: ignore
+    assert sums["nll"] / sums["tokens"] == pytest.approx(expected_means(llama(), new)["nll"], rel=1e-5)
+
+
+def test_a_prediction_step_waits_for_no_other_process(tmp_path: Path) -> None:
+    """Callbacks take some on the first process only, and a count over all of them would wait for ever."""
+    trainer = make_trainer(tmp_path)
+    asked: list[bool] = []
+    original = trainer._get_num_items_in_batch
+    trainer._get_num_items_in_batch = lambda *arguments: (  # pyright: ignore[reportAttributeAccessIssue]
+        asked.append(trainer.args.average_tokens_across_devices) or original(*arguments)
+    )
+    install({}, trainer)
+    trainer.prediction_step(trainer.model, collate(rows()), prediction_loss_only=False)  # pyright: ignore[reportArgumentType]
+    assert asked == [False]
+    assert trainer.args.average_tokens_across_devices is True
 
 
 class LossOfItsOwn(LlamaForCausalLM):
@@ -323,6 +365,54 @@ def test_a_trainer_with_a_loss_of_its_own_is_stopped_before_its_first_step(tmp_p
     assert_close(dict(trainer.model.named_parameters()), dict(llama().named_parameters()))  # pyright: ignore[reportOptionalMemberAccess]
 
 
+class OwnLoopTrainer(Trainer):
+    """Trains somewhere else, and tells its callbacks about steps only."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        handler = self.callback_handler
+        handler.on_train_begin(self.args, self.state, self.control)
+        handler.on_step_begin(self.args, self.state, self.control)
+        return handler.on_step_end(self.args, self.state, self.control)
+
+
+def test_a_trainer_with_a_loop_of_its_own_is_stopped_at_its_first_step(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, OwnLoopTrainer)
+    install({}, trainer)
+    with pytest.raises(Refused, match="OwnLoopTrainer computes its own loss"):
+        trainer.train()
+
+
+def test_a_router_whose_loss_has_no_known_weight_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.model.config.output_router_logits = True  # pyright: ignore
+    with pytest.raises(Refused, match="LlamaConfig has no router_aux_loss_coef or aux_loss_coef"):
+        install({}, trainer)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "change", "reason"),
+    [
+        ({"fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}, {}, "FSDP shards the head"),
+        ({"tensor_parallel_size": 2}, {}, "tensor parallelism shards the head"),
+        ({"torch_compile": True}, {}, "would be compiled anew for each batch"),
+        ({"is_multimodal": True}, {}, "takes more than text"),
+        ({}, {"fp16": True}, "in float16 the gradients"),
+    ],
+)
+def test_where_the_logits_are_whole_one_line_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cfg: dict[str, Any], change: dict[str, Any], reason: str
+) -> None:
+    trainer = make_trainer(tmp_path)
+    for name, value in change.items():
+        setattr(trainer.args, name, value)
+    install(cfg, trainer)
+    (record,) = [record for record in caplog.records if record.name == "axolotl.dft"]
+    assert record.levelname == "WARNING"
+    assert reason in record.getMessage()
+    inputs = collate(rows())
+    assert trainer.compute_loss(trainer.model, inputs, return_outputs=True)[1].logits.shape == (8, 60, 320)  # pyright: ignore
+
+
 def test_a_loss_function_that_replaces_dft_is_found_before_the_first_step(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     install({}, trainer)
@@ -346,7 +436,7 @@ def test_arguments_that_do_not_go_with_it_are_refused(change: dict[str, Any], se
 
 
 def test_a_trainer_too_old_for_loss_functions_is_refused() -> None:
-    with pytest.raises(Refused, match=r"use transformers 4\.46 or newer"):
+    with pytest.raises(Refused, match=r"use Axolotl 0\.9\.1 or newer"):
         install({}, SimpleNamespace(args=SimpleNamespace()))
 
 

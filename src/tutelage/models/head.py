@@ -76,6 +76,8 @@ def _head_reader(causal_lm: Any) -> Callable[[], Head] | None:
     layer = causal_lm.get_output_embeddings()
     if type(layer) is not nn.Linear or causal_lm.base_model is causal_lm:
         return None
+    if type(layer.weight.data) is not Tensor:
+        return None  # sharded or quantised: what a product with it gives is its own affair
     config = causal_lm.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
