@@ -76,7 +76,8 @@ def train(objective: str, learning_rate: float, axolotl: Path, folder: Path) -> 
     for step in steps.values():
         # Without the plugin both are the cross-entropy.
         step.setdefault("nll", step["loss"])
-        step.setdefault("eval_nll", step["eval_loss"])
+        if "eval_loss" in step:
+            step.setdefault("eval_nll", step["eval_loss"])
     return [steps[number] for number in sorted(steps)]
 
 
@@ -118,7 +119,7 @@ def main() -> None:
                 )
     table = Table("loss", "learning rate", "step", *PANELS, "grad_norm")
     for (objective, learning_rate), steps in runs.items():
-        for step in (steps[0], steps[len(steps) // 3 - 1], steps[-1]):
+        for step in (step for step in steps if step["step"] in (1, 5, 13, 21, 24)):
             values = [f"{step[name]:.4f}" if name in step else "" for name in (*PANELS, "grad_norm")]
             table.add_row(NAMES[objective], f"{learning_rate:g}", str(step["step"]), *values)
     Console().print(table)

@@ -304,7 +304,15 @@ class ShiftedLogits(nn.Module):
         return nn.functional.linear(hidden, self.weight) - hidden.mean(-1, keepdim=True)
 
 
+class WeightOfAnotherKind(Tensor):
+    """As quantised and sharded weights are: products with it may mean something else."""
+
+
 def unreadable(case: str) -> Any:
+    if case == "a weight of another kind":
+        model = random_model(Qwen3Config(**SMALL, head_dim=8))
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().as_subclass(WeightOfAnotherKind))
+        return model
     if case == "another module":
         model = random_model(Qwen3Config(**SMALL, head_dim=8))
         model.lm_head = ShiftedLogits(model.lm_head)
@@ -313,7 +321,7 @@ def unreadable(case: str) -> Any:
     return random_model(MptConfig(vocab_size=97, d_model=32, n_layers=2, n_heads=4, logit_scale=0.5))
 
 
-@pytest.mark.parametrize("case", ["another module", "a scale that is not applied"])
+@pytest.mark.parametrize("case", ["another module", "a scale that is not applied", "a weight of another kind"])
 @pytest.mark.parametrize("objective", ["nll", "dft"])
 def test_an_unreadable_head_falls_back_to_dense_logits(
     case: str, objective: str, caplog: pytest.LogCaptureFixture
