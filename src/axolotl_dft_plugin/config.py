@@ -1,6 +1,6 @@
 """Reads and refuses Axolotl configs: is DFT asked for, and can it be had? Torch-free.
 
-Not here: the schema of `dft:` (`args.py`), what is found wrong with a trainer (`plugin.py`).
+Not here: the schema of `dft:` (`args.py`), what is found wrong with a trainer (`trainer.py`).
 """
 
 import difflib
@@ -23,6 +23,8 @@ CONFLICTS = {
     "context_parallel_size": "a process would see a part of each sequence and the labels of all of it; set it to 1",
     "sequence_parallel_degree": "a process would see a part of each sequence and the labels of all of it; set it to 1",
 }
+NUMBERS_OF_PROCESSES = ("context_parallel_size", "sequence_parallel_degree")
+"""Of the above, those that 1 switches off."""
 
 # Key -> what trains instead. Their trainers have losses of their own.
 OTHER_OBJECTIVES = {
@@ -71,7 +73,7 @@ def refuse_config(cfg: Mapping[str, Any], plugin: str) -> None:
         return
     for key, reason in CONFLICTS.items():
         value = cfg.get(key)
-        if value and not (key in ("context_parallel_size", "sequence_parallel_degree") and value == 1):
+        if value and not (key in NUMBERS_OF_PROCESSES and value == 1):
             raise Refused(f"'{key}: {_as_yaml(value)}' does not go with dft: {reason}, {SWITCH_OFF}")
 
 

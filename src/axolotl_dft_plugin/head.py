@@ -14,17 +14,7 @@ logger = logging.getLogger("axolotl.dft")  # below Axolotl's own logger, whose h
 
 def attach_chunked_head(cfg: Mapping[str, Any], trainer: Any) -> bool:
     """Teach the model the argument `head_function`, if it can be had. Has to come before a trainer wraps its model."""
-    reason = _why_dense(cfg, trainer)
-    attached = False
-    if reason is None:
-        from tutelage.models.head import attach_head
-
-        try:
-            # A model with some weights in float32 and some in bfloat16 runs under autocast only.
-            with trainer.accelerator.autocast():
-                attached = attach_head(trainer.model)  # where it finds no head, it says so itself
-        except Exception as error:  # whatever a model's forward raises when it is tried with a few tokens
-            reason = f"its head could not be tried before training ({type(error).__name__}: {error})"
+    attached, reason = _attach(cfg, trainer)
     if is_first_process():
         if attached:
             logger.info("dft: the loss is computed through the chunked head; [batch, sequence, vocabulary] is not held")
@@ -33,11 +23,23 @@ def attach_chunked_head(cfg: Mapping[str, Any], trainer: Any) -> bool:
     return attached
 
 
-def _why_dense(cfg: Mapping[str, Any], trainer: Any) -> str | None:
+def _attach(cfg: Mapping[str, Any], trainer: Any) -> tuple[bool, str | None]:
+    """Whether it could be done, and why not where nobody has said so yet."""
     try:
-        import tutelage.models.head  # noqa: F401
+        from tutelage.models.head import attach_head
     except ImportError as error:
-        return f"the chunked head needs the package tutelage, torch 2.6 and transformers 5.10 ({error})"
+        return False, f"the chunked head needs the package tutelage, torch 2.6 and transformers 5.10 ({error})"
+    if reason := _why_dense(cfg, trainer):
+        return False, reason
+    try:
+        # A model with some weights in float32 and some in bfloat16 runs under autocast only.
+        with trainer.accelerator.autocast():
+            return attach_head(trainer.model), None  # where it finds no head, it says so itself
+    except Exception as error:  # whatever a model's forward raises when it is tried with a few tokens
+        return False, f"its head could not be tried before training ({type(error).__name__}: {error})"
+
+
+def _why_dense(cfg: Mapping[str, Any], trainer: Any) -> str | None:
     compute_loss = next(cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls))
     if compute_loss.__module__ not in ("axolotl.core.trainers.base", "transformers.trainer"):
         return f"{compute_loss.__name__} has a compute_loss of its own"

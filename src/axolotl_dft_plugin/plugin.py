@@ -35,7 +35,7 @@ class DFTHooks:
         install(cfg, trainer)
 
     on_trainer_create = post_trainer_create
-    """The name that the hook has in some of Axolotl's documentation. Calling both does it once."""
+    """Another name for the hook, by which no release so far calls it. Calling both does it once."""
 
 
 def plugin_class() -> type[DFTHooks]:

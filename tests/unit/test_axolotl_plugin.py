@@ -441,5 +441,6 @@ def test_a_trainer_too_old_for_loss_functions_is_refused() -> None:
 
 
 def test_unknown_names_of_the_package_are_attribute_errors() -> None:
+    misspelled = "DFTPlugn"
     with pytest.raises(AttributeError, match="has no attribute 'DFTPlugn'"):
-        axolotl_dft_plugin.DFTPlugn  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+        getattr(axolotl_dft_plugin, misspelled)
