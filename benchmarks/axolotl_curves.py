@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -27,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LEARNING_RATES = (1e-4, 1e-3)
 NAMES = {"sft": "cross-entropy", "dft": "DFT"}
 PANELS = {
-    "loss": "Loss (nats per token)",
-    "nll": "NLL, trained rows",
-    "mean_token_probability": "Mean token probability, trained rows",
-    "eval_nll": "NLL, facts that are not trained",
+    "loss": ("Loss, each its own", "nats per token"),
+    "nll": ("NLL of the trained rows", "nats per token"),
+    "mean_token_probability": ("Mean token probability of the trained rows", "probability"),
+    "eval_nll": ("NLL of facts that are not trained", "nats per token"),
 }
 
 
@@ -85,7 +86,7 @@ def draw(runs: dict[tuple[str, float], list[dict[str, Any]]]) -> Figure:
     """One panel a metric, one colour an objective, dashes for the larger learning rate."""
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     panels = figure.subplots(2, 2)
-    for axes, (metric, title) in zip(panels.flat, PANELS.items(), strict=True):
+    for axes, (metric, (title, unit)) in zip(panels.flat, PANELS.items(), strict=True):
         for (objective, learning_rate), steps in runs.items():
             points = [(step["step"], step[metric]) for step in steps if metric in step]
             if points:
@@ -97,6 +98,8 @@ def draw(runs: dict[tuple[str, float], list[dict[str, Any]]]) -> Figure:
                 )
         axes.set_title(title, loc="left")
         axes.set_xlabel("optimizer step")
+        axes.set_ylabel(unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.set_ylim(bottom=0)
     handles, labels = panels.flat[0].get_legend_handles_labels()
@@ -117,10 +120,17 @@ def main() -> None:
                 runs[objective, learning_rate] = train(
                     objective, learning_rate, arguments.axolotl.absolute(), Path(folder)
                 )
-    table = Table("loss", "learning rate", "step", *PANELS, "grad_norm")
+    names = {
+        "loss": "loss",
+        "nll": "nll",
+        "mean_token_probability": "p",
+        "eval_nll": "eval nll",
+        "grad_norm": "grad norm",
+    }
+    table = Table("trained with", "lr", "step", *names.values())
     for (objective, learning_rate), steps in runs.items():
         for step in (step for step in steps if step["step"] in (1, 5, 13, 21, 24)):
-            values = [f"{step[name]:.4f}" if name in step else "" for name in (*PANELS, "grad_norm")]
+            values = [f"{step[name]:.4f}" if name in step else "" for name in names]
             table.add_row(NAMES[objective], f"{learning_rate:g}", str(step["step"]), *values)
     Console().print(table)
     arguments.figure.write_bytes(png(draw(runs)))

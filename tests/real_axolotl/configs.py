@@ -97,12 +97,18 @@ SPECS: dict[str, Spec] = {
         processes=2,
         data="rows and evaluation",
     ),
+    "gradient checkpointing": Spec(DFT | {"gradient_checkpointing": True}),
+    "whole texts": Spec(DFT, data="texts"),
+    "whole texts, Axolotl's chunked cross-entropy": Spec(DFT | {"chunked_cross_entropy": True}, data="texts"),
     "bfloat16": Spec(with_test_plugin("OnCpu") | {"bf16": True}),
     "one row masked": Spec(with_test_plugin("MaskRows") | ONE_BY_FOUR, environment={"MASK_ROWS": "2"}),
     "three rows": Spec(DFT | {"micro_batch_size": 3}, data="rows without the third"),
     "all rows masked": Spec(with_test_plugin("MaskRows") | ONE_BY_FOUR, environment={"MASK_ROWS": "0,1,2,3"}),
     "dpo": Spec({"rl": "dpo", "micro_batch_size": 2}, data="pairs"),
     "dpo with the plugin": Spec(DFT | {"rl": "dpo", "micro_batch_size": 2}, data="pairs"),
+    "no plugin, large vocabulary": Spec(
+        {"plugins": ["plugins_for_tests.MeasureMemory"]} | LARGE_VOCABULARY, model="large vocabulary"
+    ),
     "dense, large vocabulary": Spec(
         with_test_plugin("MeasureMemory") | LARGE_VOCABULARY, distribution="folder", model="large vocabulary"
     ),

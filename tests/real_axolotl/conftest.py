@@ -89,6 +89,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for question, answer in ROWS
     ]
     pairs.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    texts = folder / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"{q} {a}"}) + "\n" for q, a in ROWS), encoding="utf-8")
     three = write_rows(folder / "three.jsonl", [*ROWS[:2], ROWS[3]])
     return {
         "rows": rows,
@@ -96,6 +98,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "rows without the third": three,
         "three rows and evaluation": three,
         "pairs": pairs,
+        "texts": texts,
     }
 
 

@@ -109,6 +109,8 @@ class Axolotl:
         if spec.data == "pairs":
             dataset = {"type": "chat_template.default", "field_messages": "messages", "split": "train"}
             dataset |= {"field_chosen": "chosen", "field_rejected": "rejected"}
+        elif spec.data == "texts":
+            dataset = {"type": "completion", "field": "text"}
         else:
             dataset = {"type": "chat_template", "field_messages": "messages"}
         base = {

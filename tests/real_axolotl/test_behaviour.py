@@ -148,11 +148,11 @@ def test_what_cannot_go_with_dft_ends_in_one_sentence(runs: Runs, name: str) -> 
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.runs("dense, large vocabulary", "chunked, large vocabulary")
+@pytest.mark.runs("no plugin, large vocabulary", "dense, large vocabulary", "chunked, large vocabulary")
 def test_peak_memory_at_a_vocabulary_of_150000(runs: Runs) -> None:
     """Four rows of 512 tokens: what training adds to the loaded model, under a quarter of the dense loss's."""
     added = {}
-    for name in ("dense", "chunked"):
+    for name in ("no plugin", "dense", "chunked"):
         run = runs[f"{name}, large vocabulary"]
         assert run.exit_code == 0, run.log[-3000:]
         values = json.loads((run.output / "peak.json").read_text(encoding="utf-8"))

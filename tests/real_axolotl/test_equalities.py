@@ -64,6 +64,21 @@ def test_packing_changes_nothing(runs: Runs) -> None:
     assert largest_difference(runs["4x1"].weights, runs["packed"].weights) < 1e-5
 
 
+@pytest.mark.runs("4x1", "gradient checkpointing")
+def test_gradient_checkpointing_changes_nothing(runs: Runs) -> None:
+    assert_same_steps(runs["4x1"], runs["gradient checkpointing"])
+
+
+WHOLE_TEXTS = ("whole texts", "whole texts, Axolotl's chunked cross-entropy")
+
+
+@pytest.mark.runs(*WHOLE_TEXTS)
+def test_axolotls_chunked_cross_entropy_changes_no_count(runs: Runs) -> None:
+    """It replaces the function by which `transformers` knows that a loss shifts; here every first token has a label."""
+    one, other = (runs[name] for name in WHOLE_TEXTS)
+    assert_same_steps(one, other)
+
+
 @pytest.mark.runs("4x1", "folder alone", "folder alone, 1x4")
 @pytest.mark.parametrize("other", ["folder alone", "folder alone, 1x4"])
 def test_the_folder_copied_alone_gives_the_same(runs: Runs, other: str) -> None:
