@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +32,6 @@ class AxolotlRun:
     output: Path
     exit_code: int
     log: str
-    seconds: float
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -144,7 +142,7 @@ class Axolotl:
         return {**base, **evaluation, **adapter, **spec.config}
 
     def _environment(self, spec: Spec) -> dict[str, str]:
-        paths = [self._distributions[spec.distribution], Path(__file__).parent]
+        paths = [self._distributions[spec.distribution], Path(__file__).parent / "plugins"]
         several = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"} if spec.processes > 1 else {}
         return {
             **os.environ,
@@ -160,7 +158,6 @@ class Axolotl:
         }
 
     def _finish(self, command: list[str], output: Path, environment: dict[str, str]) -> AxolotlRun:
-        started = time.monotonic()
         log = output / "log.txt"
         with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
@@ -171,5 +168,4 @@ class Axolotl:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 exit_code = process.wait()
-        text = log.read_text(encoding="utf-8", errors="replace")
-        return AxolotlRun(output, exit_code, text, time.monotonic() - started)
+        return AxolotlRun(output, exit_code, log.read_text(encoding="utf-8", errors="replace"))
