@@ -15,7 +15,7 @@ SWITCH_OFF = "or set 'enabled: false' under 'dft:'"
 # Key of Axolotl's config -> why it cannot go with dft, and what to do.
 CONFLICTS = {
     "orpo_alpha": "without 'rl: orpo' Axolotl would train with a loss of its own; remove it",
-    "use_dft": "that is Axolotl's own DFT, from releases newer than 0.19; keep one of the two",
+    "use_dft": "that would be a DFT of Axolotl's own; remove it",
     "use_eaft": "EAFT is another weight on the same tokens; remove use_eaft",
     "liger_use_token_scaling": "that is DFT inside Liger, and the tokens would be weighted twice; remove it",
     "label_smoothing_factor": "the probability of a smoothed target weights nothing; remove it",
