@@ -56,13 +56,15 @@ def train(
         raise ConfigError("no config given; write: tutelage train config.yaml, or: tutelage train --resume RUN")
     loaded = load_config(config, overrides or []) if config is not None else None
     from tutelage.training.preview import preview
+    from tutelage.training.processes import process_group_left
     from tutelage.training.run import Run
     from tutelage.training.run import train as train_run
 
     if dry_run and loaded is not None:
         preview(loaded, Console(soft_wrap=True))
         return
-    run = train_run(loaded or Run.open(resume or Path()).config, resume=resume)
+    with process_group_left():
+        run = train_run(loaded or Run.open(resume or Path()).config, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # torchrun starts this once a process
         print(f"model: {run.model_path}")
 
