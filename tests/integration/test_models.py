@@ -34,7 +34,7 @@ from tutelage.errors import OutputError
 from tutelage.losses import AnyHead, Head, IdentityHead
 from tutelage.models import head_forward, load_model, load_tokenizer, loading, resolve_model
 from tutelage.models.loading import SMOLLM2
-from tutelage.training.base_trainer import token_loss_sum
+from tutelage.training.token_loss import token_loss_sum
 
 QUESTION = (Message("user", "What is the capital of France?"),)
 

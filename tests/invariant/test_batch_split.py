@@ -14,7 +14,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage.data.collators import packed_batch, pad_batch
 from tutelage.data.rows import TokenRow
 from tutelage.models import layout
-from tutelage.training.base_trainer import _laid_out, token_loss_sum
+from tutelage.training.token_loss import _laid_out, token_loss_sum
 
 SAME = 1e-4
 

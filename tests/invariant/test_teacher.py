@@ -16,9 +16,8 @@ from tutelage.models import load_model
 from tutelage.models.weight_copy import WeightCopy, trainable_parameters
 from tutelage.rollouts import Teacher
 from tutelage.training.build import build_trainer
-from tutelage.training.callbacks import MoveTeacher
 from tutelage.training.inputs import prepare_inputs
-from tutelage.training.sdft_trainer import SdftTrainer
+from tutelage.training.sdft_trainer import MoveTeacher, SdftTrainer
 
 
 class EachStep(TrainerCallback):

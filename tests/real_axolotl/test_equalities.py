@@ -16,8 +16,8 @@ from tests.real_axolotl.runs import CHUNKED, ROOT, AxolotlRun
 from tests.small_runs import largest_difference, small_config, trained_weights
 from tutelage import train
 from tutelage.config import load_config
-from tutelage.training.base_trainer import token_loss_sum
 from tutelage.training.inputs import prepare_inputs
+from tutelage.training.token_loss import token_loss_sum
 
 TIMES = ("runtime", "per_second", "per_sec_per_gpu")
 

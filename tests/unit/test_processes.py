@@ -20,9 +20,13 @@ def test_the_group_is_left(tmp_path: Path) -> None:
 
 
 def test_the_group_is_left_after_an_error_too(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="why"), process_group_left():
-        join_group(tmp_path)
-        raise TrainingError("why")
+    def fail() -> None:
+        with process_group_left():
+            join_group(tmp_path)
+            raise TrainingError("why")
+
+    with pytest.raises(TrainingError, match="why"):
+        fail()
     assert not torch.distributed.is_initialized()
 
 

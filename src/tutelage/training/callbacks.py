@@ -1,4 +1,4 @@
-"""What happens around a step: progress, ctrl-C, moving the teacher. Not here: metrics (`BaseTrainer.log`)."""
+"""What happens around a step: progress, ctrl-C, old checkpoints. Not here: metrics (`BaseTrainer.log`)."""
 
 import logging
 import signal
@@ -15,19 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tutelage.training.checkpoints import discard_old
-from tutelage.training.sdft_trainer import SdftTrainer
 
 logger = logging.getLogger(__name__)
-
-
-class MoveTeacher(TrainerCallback):
-    """φ follows θ after each optimizer step, before a checkpoint of that step is written."""
-
-    def __init__(self, trainer: SdftTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._trainer.teacher.after_step(self._trainer.model, state.global_step)
 
 
 class KeepNewest(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are complete. Not here: what is in them (`base_trainer.py`, `transformers`)."""
+"""Which checkpoints of a run are complete. Not here: what is in them (`run_trainer.py`, `transformers`)."""
 
 import json
 import re

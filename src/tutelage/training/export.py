@@ -11,11 +11,11 @@ from tutelage.config import TrainingConfig
 from tutelage.errors import OutputError
 from tutelage.events import EventLog, Tag
 from tutelage.models import LoadedModel
-from tutelage.training.base_trainer import BaseTrainer
 from tutelage.training.record import read_record
+from tutelage.training.run_trainer import RunTrainer
 
 
-def export_model(config: TrainingConfig, trainer: BaseTrainer, loaded: LoadedModel, run: Path) -> None:
+def export_model(config: TrainingConfig, trainer: RunTrainer, loaded: LoadedModel, run: Path) -> None:
     """Write `model/` (full fine-tuning, or the adapter merged) or `adapter/`; push it only if asked.
 
     The folder appears by a rename when it is complete. Raises OutputError.
@@ -75,14 +75,14 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _chat_template(config: TrainingConfig, trainer: BaseTrainer) -> str:
+def _chat_template(config: TrainingConfig, trainer: RunTrainer) -> str:
     from tutelage.data.chat_template import ChatTemplate
 
     tokenizer: Any = trainer.processing_class
     return ChatTemplate(tokenizer, config.chat_template).source
 
 
-def _push(config: TrainingConfig, model: Any, trainer: BaseTrainer) -> None:
+def _push(config: TrainingConfig, model: Any, trainer: RunTrainer) -> None:
     name = config.finetuned_model_id.format(
         org_id=config.meta.get("org_id", ""),
         model_name=Path(config.model).name,

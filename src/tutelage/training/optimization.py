@@ -1,6 +1,6 @@
 """Whether the optimizer and the schedule of a config exist here and need nothing a config cannot give.
 
-Not here: what they do (`transformers`), the rest of its arguments (`build.py`).
+Not here: what they do (`transformers`), the rest of its arguments (`arguments.py`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from transformers.training_args import OptimizerNames
 
 from tutelage.config import TrainingConfig
 from tutelage.errors import ConfigError, nearest
-from tutelage.training.build import training_arguments
+from tutelage.training.arguments import training_arguments
 
 
 def check_optimization(config: TrainingConfig) -> None:

@@ -22,16 +22,14 @@ from tutelage.files import JsonLinesFile, make_folder, require_new_folder, write
 from tutelage.models import LoadedModel, load_model
 from tutelage.models.loading import require_gpu_if_asked
 from tutelage.monitoring import Monitor, Sinks
-from tutelage.training.base_trainer import BaseTrainer
 from tutelage.training.build import build_trainer
-from tutelage.training.callbacks import KeepNewest, MoveTeacher, ShowProgress, StopOnSignal
+from tutelage.training.callbacks import KeepNewest, ShowProgress, StopOnSignal
 from tutelage.training.checkpoints import discard_incomplete, is_last, latest_checkpoint
 from tutelage.training.export import export_model
 from tutelage.training.inputs import TrainingInputs, prepare_inputs
 from tutelage.training.optimization import check_optimization
 from tutelage.training.record import describe_run, read_record, run_name
-from tutelage.training.sdft_trainer import SdftTrainer
-from tutelage.training.teacher_check import check_demonstrations
+from tutelage.training.run_trainer import RunTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +93,7 @@ def train(config: TrainingConfig, *, resume: Path | str | None = None, console: 
     set_seed(config.seed)
     loaded = load_model(config, inputs.source)
     console = (console or Console(stderr=True)) if is_main else Console(quiet=True)
-    trainer: BaseTrainer | None = None
+    trainer: RunTrainer | None = None
     existed = run_path.exists()
     try:
         if is_main:
@@ -121,7 +119,7 @@ def train(config: TrainingConfig, *, resume: Path | str | None = None, console: 
 
 
 def _run_trainer(
-    trainer: BaseTrainer, inputs: TrainingInputs, loaded: LoadedModel, checkpoint: Path | None, console: Console
+    trainer: RunTrainer, inputs: TrainingInputs, loaded: LoadedModel, checkpoint: Path | None, console: Console
 ) -> None:
     config, events = trainer.config, trainer.events
     run_path = events.path.parent
@@ -129,8 +127,6 @@ def _run_trainer(
     trainer.remove_callback(ProgressCallback)
     progress = ShowProgress(config.loss, console)
     stop = StopOnSignal()
-    if isinstance(trainer, SdftTrainer):
-        trainer.add_callback(MoveTeacher(trainer))
     sinks = Sinks(config.report_to, events)
     samples = JsonLinesFile(run_path / "samples.jsonl")
     monitor = Monitor(config, inputs.template, events, samples, sinks)
@@ -140,9 +136,9 @@ def _run_trainer(
         events.write(from_step, Tag.START, {"from_step": from_step})
         for warning in inputs.warnings:
             events.write(from_step, Tag.WARNING, {"message": warning})
-    if isinstance(trainer, SdftTrainer) and checkpoint is None:
-        check_demonstrations(trainer, inputs.train_items, console)
-    for callback in (sinks, monitor, progress, stop, KeepNewest(config.save_total_limit)):
+    if checkpoint is None:
+        trainer.check_first(inputs.train_items, console)
+    for callback in (*trainer.own_callbacks(), sinks, monitor, progress, stop, KeepNewest(config.save_total_limit)):
         trainer.add_callback(callback)
     reason = "failed"
     try:
@@ -168,7 +164,7 @@ def _run_trainer(
         )
 
 
-def _load_last(trainer: BaseTrainer, checkpoint: Path) -> None:
+def _load_last(trainer: RunTrainer, checkpoint: Path) -> None:
     """What is left of a run whose steps are all done: its model is to be written. `train` would do one step more."""
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tutelage.config import SdftConfig
 from tutelage.data.prepare import DistillationRow
@@ -24,6 +26,8 @@ from tutelage.models import head_forward, inference_mode_of, lay_out, response_l
 from tutelage.models.scoring import predicting_places
 from tutelage.rollouts import Teacher, TemplatePhrases, generate, rollout_seed
 from tutelage.training.base_trainer import BaseTrainer
+from tutelage.training.inputs import TrainingInputs
+from tutelage.training.teacher_check import check_demonstrations
 
 SHOWN_ROLLOUTS = 4
 """Rollouts of a step that go to `samples.jsonl`."""
@@ -60,6 +64,16 @@ class SdftTrainer(BaseTrainer):
             top_k=objective.topk,
             temperature=objective.loss_temperature,
         )
+
+    @classmethod
+    def own_arguments(cls, inputs: TrainingInputs, run: Path) -> dict[str, Any]:
+        return {"samples": JsonLinesFile(run / "samples.jsonl"), "stop_ids": inputs.template.end_of_turn_ids}
+
+    def own_callbacks(self) -> list[TrainerCallback]:
+        return [MoveTeacher(self)]
+
+    def check_first(self, rows: Sequence[DistillationRow], console: Console) -> None:
+        check_demonstrations(self, rows, console)
 
     # --- before the step: rollouts and the teacher's view of them -------------------------------------------------
 
@@ -247,3 +261,13 @@ class Gain:
     with_demonstration: float
     without: float
     tokens: int
+
+
+class MoveTeacher(TrainerCallback):
+    """φ follows θ after each optimizer step, before a checkpoint of that step is written."""
+
+    def __init__(self, trainer: SdftTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._trainer.teacher.after_step(self._trainer.model, state.global_step)

@@ -1,15 +1,18 @@
 """Before step 1 of sdft: does the demonstration help this model at all? If not, there is no teacher to learn from."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from tutelage.data.rows import DistillationRow
 from tutelage.events import Tag
-from tutelage.training.sdft_trainer import SdftTrainer
+
+if TYPE_CHECKING:
+    from tutelage.training.sdft_trainer import SdftTrainer
 
 
-def check_demonstrations(trainer: SdftTrainer, rows: Sequence[DistillationRow], console: Console) -> None:
+def check_demonstrations(trainer: "SdftTrainer", rows: Sequence[DistillationRow], console: Console) -> None:
     """Mean log-prob per token of the gold answer with and without the demonstration, on up to `sdft_check_rows`
     rows spread over the file; an event of tag `check`, and a warning if the demonstration does not help."""
     limit = trainer.sdft.check_rows
