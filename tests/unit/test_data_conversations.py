@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.data.conversations import Conversation, Message, Purpose, data_hash, read_conversations
+from tutelage.config.objectives import Purpose
+from tutelage.data.conversations import Conversation, Message, data_hash, read_conversations
 from tutelage.errors import DataError
 
 QUESTION = {"role": "user", "content": "2+2?"}
@@ -62,7 +64,14 @@ def row_error(folder: Path, row: Any) -> str:
 )  # fmt: skip
 def test_all_formats_of_one_conversation_read_alike(tmp_path: Path, row: dict[str, Any]) -> None:
     path = write(tmp_path, row)
-    assert read_conversations(path) == [Conversation(MESSAGES, None, 1.0, f"{path}:1")]
+    (read,) = read_conversations(path)
+    assert replace(read, fields={}) == Conversation(MESSAGES, None, 1.0, f"{path}:1")
+
+
+def test_what_else_a_row_holds_is_kept_for_reward_functions(tmp_path: Path) -> None:
+    path = write(tmp_path, {**ROW, "weight": 1, "demonstration": "2+2 is 4", "difficulty": 3, "tags": ["sum"]})
+    (read,) = read_conversations(path)
+    assert read.fields == {"difficulty": 3, "tags": ["sum"]}
 
 
 def test_alpaca_joins_instruction_and_input(tmp_path: Path) -> None:

@@ -1,14 +1,28 @@
 """What a run is: options, defaults and the rules between them. Torch-free."""
 
 from tutelage.config.loading import load_config, parse_overrides
-from tutelage.config.objectives import OBJECTIVES, DftConfig, ObjectiveConfig, SdftConfig, SftConfig
+from tutelage.config.objectives import (
+    OBJECTIVES,
+    DftConfig,
+    DpoConfig,
+    GrpoConfig,
+    ObjectiveConfig,
+    OrpoConfig,
+    Purpose,
+    SdftConfig,
+    SftConfig,
+)
 from tutelage.config.training import Direction, SamplingCallback, TrainingConfig, known_options
 
 __all__ = [
     "OBJECTIVES",
     "DftConfig",
     "Direction",
+    "DpoConfig",
+    "GrpoConfig",
     "ObjectiveConfig",
+    "OrpoConfig",
+    "Purpose",
     "SamplingCallback",
     "SdftConfig",
     "SftConfig",

@@ -4,6 +4,7 @@ An option `ema_alpha` of `SdftConfig` is the public, flat option `sdft_ema_alpha
 the two is in `training.py`.
 """
 
+from enum import Enum
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,6 +18,13 @@ A correct answer to this is:
 Answer the question yourself, in your own words."""
 
 
+class Purpose(str, Enum):
+    """What a data file is for; the objective decides which one it needs."""
+
+    CONVERSATIONS = "conversations"  # sft, dft, sdft, grpo
+    PREFERENCE = "preference"  # dpo, orpo
+
+
 class ObjectiveConfig(BaseModel):
     """Base of the objectives' options."""
 
@@ -24,6 +32,10 @@ class ObjectiveConfig(BaseModel):
 
     supports_packing: ClassVar[bool] = False
     """Whether several rows may share one sequence."""
+    plain_head: ClassVar[bool] = False
+    """Whether the head must be without an adapter, since the objective multiplies with its weight itself."""
+    purpose: ClassVar[Purpose] = Purpose.CONVERSATIONS
+    """The kind of data file it learns from."""
 
 
 class SftConfig(ObjectiveConfig):
@@ -40,6 +52,8 @@ class DftConfig(ObjectiveConfig):
 
 class SdftConfig(ObjectiveConfig):
     """Self-distillation from demonstrations, arXiv:2601.19897: KL to the demonstration-conditioned self."""
+
+    plain_head: ClassVar[bool] = True
 
     ema_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
     """α in φ ← α·θ + (1−α)·φ. 0: the teacher never moves; 1: its weights equal the student's after each step."""
@@ -105,5 +119,71 @@ class SdftConfig(ObjectiveConfig):
         return self
 
 
-OBJECTIVES: dict[str, type[ObjectiveConfig]] = {"sft": SftConfig, "dft": DftConfig, "sdft": SdftConfig}
+class GrpoConfig(ObjectiveConfig):
+    """Group relative policy optimisation, arXiv:2402.03300: sampled answers, weighted by how much better than their
+    group a reward finds them."""
+
+    plain_head: ClassVar[bool] = True
+
+    reward_function: str = "rouge_l"
+    """A built-in reward, `path/to/file.py:function`, or `package.module:function`."""
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Answers per prompt: the group whose mean reward an answer is compared with."""
+    max_completion_length: Annotated[int, Field(ge=1)] = 256
+    """Longest answer, in tokens."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Sampling temperature; log-probabilities in the loss are at this temperature too."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus of the sampling; 1 samples from the whole distribution."""
+    epsilon: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """The ratio of new to old probability is clipped to 1 ± ε."""
+    loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    """How tokens are averaged: over the whole step, per answer, or over the longest possible answer."""
+    traits_language: str = "spanish"
+    """The language that the reward `traits` counts words of."""
+    judge_model: str | None = None
+    """The model that `llm_judge` and `similarity_judge` ask."""
+    judge_base_url: str | None = None
+    """Its OpenAI-compatible endpoint; unset, `OPENAI_BASE_URL`, or OpenAI's own."""
+    judge_timeout: Annotated[float, Field(gt=0.0)] = 30.0
+    """Seconds a call to the judge may take; after that its score is NaN."""
+    judge_parallelism: Annotated[int, Field(ge=1)] = 8
+    """Calls to the judge at the same time."""
+    max_unscored_batches: Annotated[int, Field(ge=1)] = 3
+    """Batches in a row without a single finite score after which the run stops."""
+
+    @model_validator(mode="after")
+    def _judge_is_named(self) -> "GrpoConfig":
+        if self.reward_function in JUDGE_REWARDS and self.judge_model is None:
+            raise ValueError(
+                f"grpo_reward_function '{self.reward_function}' asks a chat model; name it with grpo_judge_model"
+            )
+        return self
+
+
+JUDGE_REWARDS = ("llm_judge", "similarity_judge")
+"""Rewards that ask a model over HTTP."""
+
+
+class DpoConfig(ObjectiveConfig):
+    """Direct preference optimisation, arXiv:2305.18290, with `beta` on the reference. No options of its own."""
+
+    plain_head: ClassVar[bool] = True
+    purpose: ClassVar[Purpose] = Purpose.PREFERENCE
+
+
+class OrpoConfig(ObjectiveConfig):
+    """Odds ratio preference optimisation, arXiv:2403.07691, without a reference; `beta` is its λ. No own options."""
+
+    purpose: ClassVar[Purpose] = Purpose.PREFERENCE
+
+
+OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
+    "sft": SftConfig,
+    "dft": DftConfig,
+    "sdft": SdftConfig,
+    "grpo": GrpoConfig,
+    "dpo": DpoConfig,
+    "orpo": OrpoConfig,
+}
 """Every value of `loss`. A new objective is one class above, one row here and one in `training.build.TRAINERS`."""

@@ -55,7 +55,7 @@ class TrainingConfig(BaseModel):
     """Demonstrations: JSON lines, `.gz` too."""
     test_file: Path | None = None
     """Demonstrations held out for evaluation."""
-    loss: Literal["sft", "dft", "sdft"] = "sft"
+    loss: Literal["sft", "dft", "sdft", "grpo", "dpo", "orpo"] = "sft"
     """The objective: the one word to change."""
     output_dir: Path | None = None
     """Folder of the run; unset, `runs/<loss>-<hash of the config>`."""
@@ -107,7 +107,7 @@ class TrainingConfig(BaseModel):
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     seed: int = 3407
     beta: Annotated[float, Field(ge=0.0)] = 0.1
-    """Weight of the KL to the reference in preference and reward objectives; sft, dft and sdft do not read it."""
+    """grpo: weight of the KL to the model before training, 0 for none; dpo: inverse temperature; orpo: its λ."""
     rollout_backend: Literal["transformers"] = "transformers"
     """What samples the student's rollouts."""
 
@@ -173,8 +173,10 @@ class TrainingConfig(BaseModel):
     def _rules(self) -> "TrainingConfig":
         if self.push_to_hub and "{org_id}" in self.finetuned_model_id and not self.meta.get("org_id"):
             raise ValueError("finetuned_model_id still holds {org_id}; give the whole id, or meta: {org_id: your-name}")
-        if "lm_head" in self.target_modules and self.loss == "sdft":
-            raise ValueError("target_modules: sdft needs a head without an adapter; leave out 'lm_head'")
+        if "lm_head" in self.target_modules and OBJECTIVES[self.loss].plain_head:
+            raise ValueError(f"target_modules: {self.loss} needs a head without an adapter; leave out 'lm_head'")
+        if self.loss == "dpo" and self.beta == 0.0:
+            raise ValueError("beta: 0 leaves dpo no gradient; use a positive one, such as 0.1")
         return self
 
     @property

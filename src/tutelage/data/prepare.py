@@ -12,14 +12,16 @@ from typing import Generic, Literal, TypeVar, overload
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import Conversation, Message
 from tutelage.data.jsonl import report_rows
-from tutelage.data.rows import DistillationRow, TokenRow
+from tutelage.data.preferences import Preference
+from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
 from tutelage.errors import ConfigError, DataError
 
 MAX_DROPPED_SHARE = 0.05  # on_too_long unset: up to this share of the rows is dropped, above it is an error
 PLACEHOLDERS = ("question", "demonstration")
 
 OnTooLong = Literal["error", "drop"] | None
-Row = TypeVar("Row", TokenRow, DistillationRow)
+Row = TypeVar("Row", TokenRow, DistillationRow, PromptRow, PreferenceRow)
+Source = TypeVar("Source", Conversation, Preference)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def prepare_distillation_rows(
     max_new_tokens: int,
     on_too_long: OnTooLong = None,
 ) -> Prepared[DistillationRow]:
-    """Rows for sdft and grpo; rows of weight 0 are left out.
+    """Rows for sdft; rows of weight 0 are left out.
 
     The teacher's prompt has `demo_template`, filled with question and demonstration, as its last user turn; the
     other turns stay. Without a `demonstration` the last answer is the demonstration. A row is too long if the
@@ -130,6 +132,60 @@ def prepare_distillation_rows(
     return _prepare(conversations, encode, max_seq_length, on_too_long)
 
 
+def prepare_prompt_rows(
+    conversations: Sequence[Conversation],
+    template: ChatTemplate,
+    *,
+    max_seq_length: int,
+    max_new_tokens: int,
+    on_too_long: OnTooLong = None,
+) -> Prepared[PromptRow]:
+    """Rows for grpo: the last answer is taken off the prompt and kept for the reward; rows of weight 0 are left out.
+
+    A row is too long if prompt and max_new_tokens exceed max_seq_length together. Raises DataError as
+    `prepare_token_rows` does.
+    """
+
+    def encode(index: int, conversation: Conversation) -> tuple[PromptRow, int]:
+        ids = template.encode_prompt(conversation.prompt, conversation.place)
+        row = PromptRow(
+            prompt=conversation.prompt,
+            prompt_ids=ids,
+            gold=conversation.answer,
+            fields=conversation.fields,
+            weight=conversation.weight,
+            row=index,
+            place=conversation.place,
+        )
+        return row, len(ids) + max_new_tokens
+
+    return _prepare(conversations, encode, max_seq_length, on_too_long)
+
+
+def prepare_preference_rows(
+    preferences: Sequence[Preference],
+    template: ChatTemplate,
+    *,
+    max_seq_length: int,
+    on_too_long: OnTooLong = None,
+) -> Prepared[PreferenceRow]:
+    """Rows for dpo and orpo. A row is too long if its prompt and the longer answer exceed max_seq_length together.
+
+    Raises DataError as `prepare_token_rows` does.
+    """
+
+    def encode(index: int, preference: Preference) -> tuple[PreferenceRow, int]:
+        place = preference.place
+        chosen, rejected = (
+            template.encode_response([*preference.prompt, Message("assistant", answer)], place)
+            for answer in (preference.chosen, preference.rejected)
+        )
+        row = PreferenceRow(template.encode_prompt(preference.prompt, place), chosen, rejected, index, place)
+        return row, len(row.prompt_ids) + max(len(chosen), len(rejected))
+
+    return _prepare(preferences, encode, max_seq_length, on_too_long)
+
+
 def check_demo_template(demo_template: str) -> None:
     """Raises ConfigError unless both `{question}` and `{demonstration}` occur."""
     for placeholder in PLACEHOLDERS:
@@ -146,8 +202,8 @@ def fill_demo_template(demo_template: str, question: str, demonstration: str) ->
 
 
 def _prepare(
-    conversations: Sequence[Conversation],
-    encode: Callable[[int, Conversation], tuple[Row, int]],
+    conversations: Sequence[Source],
+    encode: Callable[[int, Source], tuple[Row, int]],
     max_seq_length: int,
     on_too_long: OnTooLong,
 ) -> Prepared[Row]:
@@ -195,7 +251,7 @@ def _too_long_line(row: DroppedRow) -> str:
     return f"{row.place}: needs {row.num_tokens} tokens"
 
 
-def _nothing_left(conversations: Iterable[Conversation]) -> str:
+def _nothing_left(conversations: Iterable[Conversation | Preference]) -> str:
     place = next((conversation.place for conversation in conversations), None)
     if place is None:
         return "there are no rows to train on; give a training_file with rows"

@@ -1,6 +1,10 @@
 """The tokenised rows that the trainers read. How they come about is in chat_template.py and prepare.py."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from tutelage.data.messages import Message
 
 IGNORE_INDEX = -100  # the label that transformers and torch leave out of a loss
 
@@ -28,7 +32,7 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class DistillationRow:
-    """One conversation for sdft and grpo: prompts that end in the generation prompt, and the gold answer.
+    """One conversation for sdft: prompts that end in the generation prompt, and the gold answer.
 
     prompt_ids: what the student sees. teacher_prompt_ids: the same with the demonstration in the last user
     turn. gold_ids: the last assistant turn, its end-of-turn token included. question: the text of the last
@@ -41,5 +45,33 @@ class DistillationRow:
     demonstration_text: str
     question: str
     weight: float
+    row: int
+    place: str
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One conversation for grpo: what is asked, as messages and as token ids, and what a reward is given.
+
+    prompt_ids: up to the generation prompt. gold: the text of the last assistant turn. fields: what else the row
+    holds. weight: factor of the advantages of its answers. row, place: as in TokenRow.
+    """
+
+    prompt: tuple[Message, ...]
+    prompt_ids: list[int]
+    gold: str
+    fields: Mapping[str, Any]
+    weight: float
+    row: int
+    place: str
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """One pair for dpo and orpo. chosen_ids, rejected_ids: the answers, their end-of-turn token included."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
     row: int
     place: str

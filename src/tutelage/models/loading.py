@@ -109,7 +109,7 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
-    with _without_peft_deprecations():
+    with without_peft_deprecations():
         if is_adapter:
             model = _read_adapter(model, source, is_trainable=config.is_peft)
             if not config.is_peft:
@@ -185,7 +185,7 @@ def _enable_checkpointing(model: Any) -> None:
 
 
 @contextmanager
-def _without_peft_deprecations() -> Iterator[None]:
+def without_peft_deprecations() -> Iterator[None]:
     """PEFT 0.21 asks models for an attribute that transformers 5.23 has renamed: nothing a user could mend."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

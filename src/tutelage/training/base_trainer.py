@@ -16,13 +16,13 @@ from tutelage.errors import TrainingError
 from tutelage.events import EventLog
 from tutelage.models import LoadedModel
 from tutelage.training.arguments import training_arguments
+from tutelage.training.gold_evaluation import GoldAnswerTrainer
 from tutelage.training.inputs import TrainingInputs
 from tutelage.training.order import EpochSampler
-from tutelage.training.run_trainer import RunTrainer
 from tutelage.training.shares import FilledRows
 
 
-class BaseTrainer(RunTrainer):
+class BaseTrainer(GoldAnswerTrainer):
     """A trainer whose loss is Σ over the step's valid tokens / their number in the whole step.
 
     The whole step means all micro-batches of gradient accumulation on all ranks: `prepare_step` counts.
@@ -39,7 +39,7 @@ class BaseTrainer(RunTrainer):
     @classmethod
     def build(
         cls, config: TrainingConfig, inputs: TrainingInputs, loaded: LoadedModel, run: Path, events: EventLog
-    ) -> "RunTrainer":
+    ) -> "BaseTrainer":
         return cls(
             config=config,
             events=events,

@@ -30,7 +30,8 @@ def export_model(config: TrainingConfig, trainer: RunTrainer, loaded: LoadedMode
         # Merged in a copy: merging in place and back would leave the run's own weights rounded.
         model = copy.deepcopy(model).merge_and_unload()
     try:
-        model.save_pretrained(workplace)
+        # The adapter in training only: dpo and grpo may have a frozen one beside it.
+        model.save_pretrained(workplace, **({} if merge else {"selected_adapters": [model.active_adapter]}))
         _save_tokenizer(trainer.processing_class, workplace)
         (workplace / "chat_template.jinja").write_text(_chat_template(config, trainer), encoding="utf-8")
         (workplace / "README.md").write_text(model_card(config, loaded, trainer.events), encoding="utf-8")

@@ -1,19 +1,35 @@
-"""Everything that is checked before a model is loaded or a file is written: data, tokenizer, template, rows."""
+"""Everything that is checked before a model is loaded or a file is written: data, tokenizer, template, rows.
 
+Not here: the trainers that read the rows (`build.py`).
+"""
+
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from tutelage.config import SdftConfig, TrainingConfig
+from tutelage.config import GrpoConfig, Purpose, SdftConfig, TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.collators import packed_batch, pad_batch
-from tutelage.data.conversations import read_conversations
+from tutelage.data.conversations import Conversation, read_conversations
 from tutelage.data.packing import pack_rows
-from tutelage.data.prepare import prepare_distillation_rows, prepare_token_rows
-from tutelage.data.rows import DistillationRow, TokenRow
+from tutelage.data.preferences import Preference, read_preferences
+from tutelage.data.prepare import (
+    Prepared,
+    prepare_distillation_rows,
+    prepare_preference_rows,
+    prepare_prompt_rows,
+    prepare_token_rows,
+)
+from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
+from tutelage.errors import ConfigError
 from tutelage.models import load_tokenizer, resolve_model
+from tutelage.training.rewards import Scores
+
+Read = TypeVar("Read")
 
 Batch = dict[str, Any]
 
@@ -21,15 +37,18 @@ Batch = dict[str, Any]
 @dataclass(frozen=True)
 class TrainingInputs:
     """The rows of a run, tokenised. `train_items` are what a batch is made of: token rows, packs of them, or
-    distillation rows; `collate` makes the batch. `source` is where the model's weights are."""
+    rows of the objective's own kind; `collate` makes the batch. `eval_rows` are the test file's gold answers, or its
+    preferences; `test_prompts` its prompts and `scores` the reward, for grpo. `source` is where the weights are."""
 
     source: str
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate
     train_items: Sequence[Any]
     collate: Callable[[Sequence[Any]], Batch]
-    eval_rows: list[TokenRow] | None
+    eval_rows: list[Any] | None
     warnings: list[str]
+    test_prompts: Sequence[PromptRow] = ()
+    scores: Scores | None = None
 
     def collate_eval(self, rows: Sequence[TokenRow]) -> Batch:
         """Evaluation is on padded gold answers for every objective."""
@@ -42,59 +61,120 @@ class TrainingInputs:
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens of one epoch: whole rows for sft and dft, student prompt and gold answer for sdft (whose
-        rollouts have a length of their own)."""
+        """Tokens of one epoch: whole rows, of a preference both; where rollouts have a length of their own, prompt
+        and gold answer (sdft) or the prompt alone (grpo)."""
         return sum(_num_tokens(item) for item in self.train_items)
 
 
 def prepare_inputs(config: TrainingConfig) -> TrainingInputs:
     """Read, check and tokenise. Raises DataError, ConfigError, ModelError; writes nothing but the model cache."""
-    conversations = read_conversations(config.training_file)
-    test_conversations = read_conversations(config.test_file) if config.test_file else None
+    if config.objective.purpose is Purpose.PREFERENCE:
+        preferences = _read(read_preferences, config)
+        return _inputs(config, lambda template: _preference_rows(config, template, *preferences))
+    conversations = _read(read_conversations, config)
+    return _inputs(config, lambda template: _conversation_rows(config, template, *conversations))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What becomes of the rows of both files."""
+
+    train: Prepared[Any]
+    test: Prepared[Any] | None
+    items: Sequence[Any]
+    collate: Callable[[Sequence[Any]], Batch]
+    test_prompts: Sequence[PromptRow] = ()
+    scores: Scores | None = None
+
+
+def _read(read: Callable[[Path], list[Read]], config: TrainingConfig) -> tuple[list[Read], list[Read] | None]:
+    return read(config.training_file), read(config.test_file) if config.test_file else None
+
+
+def _inputs(config: TrainingConfig, prepare: Callable[[ChatTemplate], _Rows]) -> TrainingInputs:
     source = resolve_model(config.model)
     tokenizer = load_tokenizer(source)
     template = ChatTemplate(tokenizer, config.chat_template)
-    pad: Any = tokenizer.pad_token_id
-    warnings: list[str] = []
-    eval_rows = None
-    if test_conversations is not None:
-        prepared_test = prepare_token_rows(
-            test_conversations,
-            template,
-            max_seq_length=config.max_seq_length,
-            responses_only=config.train_on_responses_only,
-            on_too_long=config.on_too_long,
-        )
-        eval_rows = prepared_test.rows
-        warnings += [prepared_test.warning] if prepared_test.warning else []
-    train_items: Sequence[Any]
-    collate: Callable[[Sequence[Any]], Batch]
-    if isinstance(config.objective, SdftConfig):
-        distillation = prepare_distillation_rows(
-            conversations,
-            template,
-            demo_template=config.objective.demo_template,
-            max_seq_length=config.max_seq_length,
-            max_new_tokens=config.objective.max_new_tokens,
-            on_too_long=config.on_too_long,
-        )
-        train_items, collate = distillation.rows, collate_distillation
-        warning = distillation.warning
-    else:
-        token_rows = prepare_token_rows(
+    rows = prepare(template)
+    return TrainingInputs(
+        source=source,
+        tokenizer=tokenizer,
+        template=template,
+        train_items=rows.items,
+        collate=rows.collate,
+        eval_rows=rows.test.rows if rows.test else None,
+        warnings=[part.warning for part in (rows.test, rows.train) if part and part.warning],
+        test_prompts=rows.test_prompts,
+        scores=rows.scores,
+    )
+
+
+def _conversation_rows(
+    config: TrainingConfig,
+    template: ChatTemplate,
+    conversations: list[Conversation],
+    test: list[Conversation] | None,
+) -> _Rows:
+    def token_rows(conversations: Sequence[Conversation]) -> Prepared[TokenRow]:
+        return prepare_token_rows(
             conversations,
             template,
             max_seq_length=config.max_seq_length,
             responses_only=config.train_on_responses_only,
             on_too_long=config.on_too_long,
         )
-        warning = token_rows.warning
-        if config.packs:
-            train_items, collate = pack_rows(token_rows.rows, config.max_seq_length), collate_packs
-        else:
-            train_items, collate = token_rows.rows, padding_collator(pad)
-    warnings += [warning] if warning else []
-    return TrainingInputs(source, tokenizer, template, train_items, collate, eval_rows, warnings)
+
+    objective = config.objective
+    lengths: Any = {"max_seq_length": config.max_seq_length, "on_too_long": config.on_too_long}
+    test_rows = token_rows(test) if test is not None else None
+    if isinstance(objective, SdftConfig):
+        distilled = prepare_distillation_rows(
+            conversations,
+            template,
+            demo_template=objective.demo_template,
+            max_new_tokens=objective.max_new_tokens,
+            **lengths,
+        )
+        return _Rows(distilled, test_rows, distilled.rows, collate_as_they_are)
+    if isinstance(objective, GrpoConfig):
+        lengths["max_new_tokens"] = objective.max_completion_length
+        prompts = prepare_prompt_rows(conversations, template, **lengths)
+        test_prompts = prepare_prompt_rows(test, template, **lengths).rows if test is not None else []
+        _check_groups(config, objective, len(prompts))
+        return _Rows(prompts, test_rows, prompts.rows, collate_as_they_are, test_prompts, Scores(objective))
+    rows = token_rows(conversations)
+    if config.packs:
+        return _Rows(rows, test_rows, pack_rows(rows.rows, config.max_seq_length), collate_packs)
+    pad: Any = template.tokenizer.pad_token_id
+    return _Rows(rows, test_rows, rows.rows, padding_collator(pad))
+
+
+def _check_groups(config: TrainingConfig, grpo: GrpoConfig, num_rows: int) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    answers = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    if answers % grpo.num_generations:
+        raise ConfigError(
+            f"grpo_num_generations: {grpo.num_generations} does not divide the {answers} answers of a step (batch × "
+            "accumulation × processes); make one a multiple of the other"
+        )
+    if num_rows * grpo.num_generations < answers:
+        raise ConfigError(
+            f"{config.training_file}: {num_rows} rows fill no step of {answers // grpo.num_generations} prompts; give "
+            "more rows, or a smaller batch or accumulation"
+        )
+
+
+def _preference_rows(
+    config: TrainingConfig, template: ChatTemplate, preferences: list[Preference], test: list[Preference] | None
+) -> _Rows:
+    rows, test_rows = (
+        prepare_preference_rows(part, template, max_seq_length=config.max_seq_length, on_too_long=config.on_too_long)
+        if part is not None
+        else None
+        for part in (preferences, test)
+    )
+    assert rows is not None
+    return _Rows(rows, test_rows, rows.rows, collate_as_they_are)
 
 
 def padding_collator(pad_token_id: int) -> Callable[[Sequence[TokenRow]], Batch]:
@@ -107,7 +187,7 @@ def collate_packs(packs: Sequence[Sequence[TokenRow]]) -> Batch:
     return _with_places(packed_batch(packs), [row for pack in packs for row in pack])
 
 
-def collate_distillation(rows: Sequence[DistillationRow]) -> Batch:
+def collate_as_they_are(rows: Sequence[DistillationRow | PromptRow | PreferenceRow]) -> Batch:
     """Rows as they are: tensors are made once the rollouts exist."""
     return {"rows": list(rows), "places": [row.place for row in rows]}
 
@@ -119,6 +199,10 @@ def _with_places(batch: Batch, rows: Sequence[TokenRow]) -> Batch:
 def _num_tokens(item: Any) -> int:
     if isinstance(item, DistillationRow):
         return len(item.prompt_ids) + len(item.gold_ids)
+    if isinstance(item, PromptRow):
+        return len(item.prompt_ids)
+    if isinstance(item, PreferenceRow):
+        return 2 * len(item.prompt_ids) + len(item.chosen_ids) + len(item.rejected_ids)
     if isinstance(item, TokenRow):
         return len(item.input_ids)
     return sum(len(row.input_ids) for row in item)

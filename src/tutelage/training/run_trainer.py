@@ -1,35 +1,32 @@
-"""What every trainer of a run shares, ours and TRL's: metrics, events, evaluation, complete checkpoints.
+"""What every trainer of a run shares, ours and TRL's: metrics, events, complete checkpoints.
 
-Not here: how a step's loss is normalised (`base_trainer.py`, `trl_trainers.py`), building a trainer (`build.py`).
+Not here: how a step's loss is normalised (`base_trainer.py`, `trl_trainers.py`), evaluation (`gold_evaluation.py`).
 """
 
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from tutelage.config import TrainingConfig
 from tutelage.errors import OutputError
 from tutelage.events import EventLog, Tag
-from tutelage.losses import TokenStats
-from tutelage.models import inference_mode_of
 from tutelage.training.checkpoints import mark_complete
 from tutelage.training.metrics import MetricSums
-from tutelage.training.shares import FilledRows
-from tutelage.training.token_loss import token_loss_sum
 
 if TYPE_CHECKING:
     from tutelage.models import LoadedModel
     from tutelage.training.inputs import TrainingInputs
 
 logger = logging.getLogger(__name__)
+
+CLOCK_METRICS = ("_runtime", "_samples_per_second", "_steps_per_second")
+"""What `transformers` adds to an evaluation: how fast it went, batches that processes repeat included."""
 
 
 class RunTrainer(Trainer):
@@ -41,12 +38,9 @@ class RunTrainer(Trainer):
     train_dataset: Any
     eval_dataset: Any
 
-    def __init__(
-        self, config: TrainingConfig, events: EventLog, eval_collate: Callable[..., dict[str, Any]], **arguments: Any
-    ) -> None:
+    def __init__(self, config: TrainingConfig, events: EventLog, **arguments: Any) -> None:
         self.config = config
         self.events = events
-        self.eval_collate = eval_collate
         self.metrics = MetricSums()
         super().__init__(**arguments)
         self._tokens = 0
@@ -90,6 +84,8 @@ class RunTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" in logs:
             return  # transformers' closing summary; `Tag.END` has ours
+        for name in [name for name in logs if name.endswith(CLOCK_METRICS)]:
+            del logs[name]
         is_training = "loss" in logs
         if is_training:
             now = time.perf_counter()
@@ -105,46 +101,6 @@ class RunTrainer(Trainer):
         logger.warning(message)
         if self.is_world_process_zero():
             self.events.write(self.state.global_step, Tag.WARNING, {"message": message})
-
-    def token_loss_sum(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, TokenStats]:
-        """Σ of the token loss on given answers: dft's own for dft, else the NLL."""
-        return token_loss_sum(model, inputs, "dft" if self.config.loss == "dft" else "nll")
-
-    def record_tokens(self, stats: TokenStats, prefix: str = "") -> None:
-        """Add NLL, mean probability and accuracy of these positions to the metrics."""
-        count = stats.nll.numel()
-        self.metrics.add(f"{prefix}nll", stats.nll.sum(), count)
-        self.metrics.add(f"{prefix}mean_token_probability", stats.probability.sum(), count)
-        self.metrics.add(f"{prefix}token_accuracy", stats.correct.sum(), count)
-
-    # --- evaluation -----------------------------------------------------------------------------------------------
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        rows = eval_dataset or self.eval_dataset
-        if self.args.world_size > 1:
-            rows = FilledRows(rows, self.args.world_size * self.args.eval_batch_size)
-        loader: DataLoader[Any] = DataLoader(rows, batch_size=self.args.eval_batch_size, collate_fn=self.eval_collate)
-        return self.accelerator.prepare_data_loader(loader)
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Token means over the whole test file: not a mean of batch means. `eval_loss` is the objective's loss on
-        the gold answers (cross-entropy for sdft, whose own loss needs rollouts); `eval_nll` compares objectives."""
-        metrics = MetricSums()
-        with inference_mode_of(self.model):
-            for batch in self.get_eval_dataloader(eval_dataset):
-                batch = self._prepare_inputs(batch)
-                loss_sum, stats = self.token_loss_sum(self.model, batch)
-                count = stats.nll.numel()
-                metrics.add(f"{metric_key_prefix}_loss", loss_sum, count)
-                metrics.add(f"{metric_key_prefix}_nll", stats.nll.sum(), count)
-                metrics.add(f"{metric_key_prefix}_mean_token_probability", stats.probability.sum(), count)
-                metrics.add(f"{metric_key_prefix}_token_accuracy", stats.correct.sum(), count)
-        means = metrics.pop_means(self.accelerator)
-        self.log(means)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, means)
-        return means
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,53 @@
+"""Before step 1 of grpo: does the reward work at all? It scores a few gold answers as if they were sampled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from tutelage.data.rows import PromptRow
+from tutelage.errors import TrainingError
+from tutelage.training.rewards import JudgeReward, Scores
+
+CHECKED_ROWS = 4
+
+
+def check_reward(scores: Scores, rows: Sequence[PromptRow], console: Console) -> dict[str, float]:
+    """`gold_reward`, the mean over up to 4 rows, and their number.
+
+    Raises ConfigError where a judge's model or endpoint does not exist, TrainingError for a reward that raises,
+    returns the wrong number of scores, or has no finite score for any of these answers. A judge that fails only now
+    and then passes: that is for the run to count.
+    """
+    if isinstance(scores.reward, JudgeReward):
+        scores.reward.judge.check()
+    chosen = rows[:CHECKED_ROWS]
+    found_N = scores.raw(**reward_columns(chosen, [row.gold for row in chosen], [[] for _ in chosen]))
+    finite_N = found_N[torch.isfinite(found_N)]
+    if len(finite_N) == 0:
+        if isinstance(scores.reward, JudgeReward):
+            console.print(
+                f"warning: the judge scored none of {len(chosen)} gold answers{scores.reason()}", highlight=False
+            )
+            return {"rows": len(chosen)}
+        raise TrainingError(
+            f"grpo_reward_function '{scores.name}' has no finite score for any of the gold answers of "
+            f"{chosen[0].place} and the {len(chosen) - 1} rows after it; return numbers"
+        )
+    values = {"gold_reward": float(finite_N.mean()), "rows": len(chosen)}
+    console.print(f"reward of the gold answers: {values['gold_reward']:.3g} ({len(chosen)} rows)", highlight=False)
+    return values
+
+
+def reward_columns(
+    rows: Sequence[PromptRow], answers: Sequence[str], answer_ids: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """The keyword arguments of a reward, for one answer a row."""
+    fields = dict.fromkeys(key for row in rows for key in row.fields)
+    return {key: [row.fields.get(key) for row in rows] for key in fields} | {
+        "prompts": [[{"role": turn.role, "content": turn.content} for turn in row.prompt] for row in rows],
+        "completions": [[{"role": "assistant", "content": answer}] for answer in answers],
+        "completion_ids": [list(ids) for ids in answer_ids],
+        "gold_response": [row.gold for row in rows],
+    }

@@ -1,0 +1,352 @@
+"""grpo, dpo and orpo: TRL's trainers with this project's rows, rollouts, rewards, events and checkpoints.
+
+The one module that imports TRL. Where a method of TRL's is replaced, the docstring says by what and why. Not here:
+scores and what becomes of missing ones (`rewards.py`).
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import gather, is_peft_model
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import Sampler
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from tutelage.config import GrpoConfig, TrainingConfig
+from tutelage.data.rows import IGNORE_INDEX, PreferenceRow, PromptRow
+from tutelage.events import EventLog, Tag
+from tutelage.files import JsonLinesFile
+from tutelage.models import LoadedModel
+from tutelage.models.loading import without_peft_deprecations
+from tutelage.rollouts import generate, rollout_seed
+from tutelage.training.arguments import build_arguments
+from tutelage.training.gold_evaluation import GoldAnswerTrainer
+from tutelage.training.inputs import TrainingInputs
+from tutelage.training.metrics import MetricSums
+from tutelage.training.order import EpochSampler, GroupSampler
+from tutelage.training.reward_check import check_reward, reward_columns
+from tutelage.training.rewards import Scores
+from tutelage.training.run_trainer import RunTrainer
+from tutelage.training.sdft_trainer import SHOWN_ROLLOUTS
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*trl.experimental.*")
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+REFERENCE = "ref"
+"""What TRL calls its copy of the adapter, the reference of the KL and of dpo."""
+
+
+class TrlTrainer(RunTrainer):
+    """What this project leaves out of TRL's trainers, and what it counts in them."""
+
+    args: Any
+    """The arguments of TRL's own class."""
+    token_masks: tuple[str, ...] = ("attention_mask",)
+    """Where a batch says which of its tokens are no padding."""
+
+    def __init__(self, **arguments: Any) -> None:
+        with without_peft_deprecations():
+            super().__init__(**arguments)
+        _drop_reference_of_new_adapter(self.model)
+
+    def _send_telemetry(self) -> None:
+        """Nothing: a run tells nobody that it runs."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the exported model has a card with the run's own data, config and metrics."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with without_peft_deprecations():
+            return super().training_step(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with without_peft_deprecations():
+            return super().evaluate(*args, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, with the tokens counted."""
+        if model.training:
+            self.count_tokens(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def num_tokens(self, inputs: Mapping[str, Any]) -> int:
+        return sum(int(inputs[name].sum()) for name in self.token_masks)
+
+
+# --- grpo -----------------------------------------------------------------------------------------------------------
+
+
+class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Group relative policy optimisation. `samples` receives a few rollouts every `logging_steps`."""
+
+    token_masks = ("prompt_mask", "completion_mask")
+
+    def __init__(
+        self,
+        *,
+        rows: Sequence[PromptRow],
+        test_prompts: Sequence[PromptRow],
+        scores: Scores,
+        samples: JsonLinesFile,
+        stop_ids: Sequence[int],
+        **arguments: Any,
+    ) -> None:
+        self.rows, self.test_prompts = rows, test_prompts
+        self.scores, self.samples = scores, samples
+        self.sampled_rows: list[PromptRow] = []
+        """The rows of the batch that is being sampled, one an answer."""
+        dataset = datasets.Dataset.from_list([{"prompt": _messages(row), "index": i} for i, row in enumerate(rows)])
+        super().__init__(train_dataset=dataset, reward_funcs=[_scored_elsewhere], **arguments)
+        objective = self.config.objective
+        assert isinstance(objective, GrpoConfig)
+        self.grpo = objective
+        self.eos_token_ids = list(stop_ids)
+
+    @classmethod
+    def build(
+        cls, config: TrainingConfig, inputs: TrainingInputs, loaded: LoadedModel, run: Path, events: EventLog
+    ) -> "GrpoTrainer":
+        grpo = config.objective
+        assert isinstance(grpo, GrpoConfig)
+        assert inputs.scores is not None
+        arguments = build_arguments(
+            GRPOConfig,
+            config,
+            run,
+            inputs.eval_rows is not None,
+            num_generations=grpo.num_generations,
+            num_generations_eval=1,
+            max_completion_length=grpo.max_completion_length,
+            temperature=grpo.temperature,
+            top_p=grpo.top_p,
+            epsilon=grpo.epsilon,
+            loss_type=grpo.loss_type,
+            beta=config.beta,
+            gradient_checkpointing=None,  # the loader switches it on, with the arguments this project wants
+        )
+        return cls(
+            config=config,
+            events=events,
+            model=loaded.model,
+            args=arguments,
+            eval_dataset=inputs.eval_rows,
+            eval_collate=inputs.collate_eval,
+            processing_class=inputs.tokenizer,
+            rows=inputs.train_items,
+            test_prompts=inputs.test_prompts,
+            scores=inputs.scores,
+            samples=JsonLinesFile(run / "samples.jsonl"),
+            stop_ids=inputs.template.end_of_turn_ids,
+        )
+
+    def check_first(self, rows: Sequence[Any], console: Console) -> None:
+        values = check_reward(self.scores, rows, console)
+        if self.is_world_process_zero():
+            self.events.write(0, Tag.CHECK, values)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """An order that depends on seed and epoch alone; TRL's own is another one after a run is continued."""
+        return GroupSampler(
+            self.rows,
+            self.config.seed,
+            group=self.grpo.num_generations,
+            rows_per_step=self.args.generation_batch_size // self.grpo.num_generations,
+            repeats=self.num_iterations * self.args.steps_per_generation,
+        )
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """TRL's, with the rows' weights as factors of the advantages."""
+        self.sampled_rows = [self.rows[item["index"]] for item in inputs]
+        output = super()._generate_and_score_completions(inputs)
+        weights_N = torch.tensor([row.weight for row in self.sampled_rows]).to(output["advantages"])
+        output["advantages"] = output["advantages"] * weights_N
+        return output
+
+    def _tokenize_prompts(self, prompts: Any) -> Any:
+        """The ids of the rows: text is never tokenised a second time."""
+        return [row.prompt_ids for row in self.sampled_rows], None, {}
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """This project's rollouts, which depend on nothing but seed, step, row, and number within the group."""
+        group, here = self.grpo.num_generations, len(self.sampled_rows)
+        first = self.accelerator.process_index * here
+        identities = [(row.row, (first + place) % group) for place, row in enumerate(self.sampled_rows)]
+        return self._sample(self.sampled_rows, identities), None
+
+    def _sample(self, rows: Sequence[PromptRow], identities: Sequence[tuple[int, int]]) -> list[list[int]]:
+        step, pad_token_id = self.state.global_step, self._tokenizer.pad_token_id
+        assert isinstance(pad_token_id, int)
+        return generate(
+            self.model,
+            [row.prompt_ids for row in rows],
+            pad_token_id=pad_token_id,
+            stop_ids=self.eos_token_ids,
+            max_new_tokens=self.grpo.max_completion_length,
+            temperature=self.grpo.temperature,
+            top_p=self.grpo.top_p,
+            seeds=[rollout_seed(self.config.seed, step, *identity) for identity in identities],
+        )
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """Scores of all processes' answers, shape [N, 1], all finite: see `Scores`."""
+        answers = [turns[-1]["content"] for turns in completions]
+        columns = reward_columns(self.sampled_rows, answers, completion_ids_list)
+        extras = {
+            "trainer_state": self.state,
+            "log_extra": self._log_completion_extra,
+            "log_metric": self._log_metric,
+        }
+        found_N = self.scores.raw(**columns, **extras)
+        gathered: Any = gather(found_N.to(self.accelerator.device))
+        scores_N, missing = self.scores.filled(gathered)
+        self._metrics["train"]["unscored"].append(float(missing))
+        self._write_samples(answers, found_N.tolist())
+        return scores_N[:, None]
+
+    def _write_samples(self, answers: Sequence[str], scores: Sequence[float]) -> None:
+        step = self.state.global_step + 1
+        if not self.is_world_process_zero() or step % self.config.logging_steps:
+            return
+        for row, answer, score in list(zip(self.sampled_rows, answers, scores, strict=True))[:SHOWN_ROLLOUTS]:
+            self.samples.append(
+                {
+                    "step": step,
+                    "tag": "rollout",
+                    "place": row.place,
+                    "question": row.prompt[-1].content,
+                    "response": answer,
+                    "reward": score,
+                }
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, without the mean and deviation of each reward: there is one, and they are `reward`, `reward_std`."""
+        for metrics in self._metrics.values():
+            for name in [name for name in metrics if name.startswith("rewards/")]:
+                del metrics[name]
+        super().log(logs, start_time)
+
+    def evaluate_own(self, metrics: MetricSums, prefix: str) -> None:
+        """`eval_reward`: of one answer a test row, sampled as in training; rows without a score are left out."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        rows = self.test_prompts[rank::processes]
+        total, count = 0.0, 0
+        if rows:
+            ids = self._sample(rows, [(row.row, self.grpo.num_generations) for row in rows])
+            answers = [str(text) for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
+            found_N = self.scores.raw(**reward_columns(rows, answers, ids))
+            finite_N = found_N[torch.isfinite(found_N)]
+            total, count = float(finite_N.sum()), len(finite_N)
+        metrics.add(f"{prefix}_reward", total, count)
+
+
+def _scored_elsewhere(**columns: Any) -> list[float]:
+    raise TypeError("GrpoTrainer._calculate_rewards calls the reward")
+
+
+def _messages(row: PromptRow) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in row.prompt]
+
+
+# --- dpo and orpo ---------------------------------------------------------------------------------------------------
+
+
+class PreferenceTrainer(TrlTrainer):
+    """What dpo and orpo share: rows that are token ids already, in an order of seed and epoch alone."""
+
+    arguments_class: type[Any]
+
+    @classmethod
+    def build(
+        cls, config: TrainingConfig, inputs: TrainingInputs, loaded: LoadedModel, run: Path, events: EventLog
+    ) -> "PreferenceTrainer":
+        arguments = build_arguments(
+            cls.arguments_class,
+            config,
+            run,
+            inputs.eval_rows is not None,
+            beta=config.beta,
+            max_length=config.max_seq_length,  # rows that are longer were found before: nothing is cut
+            gradient_checkpointing=None,  # the loader switches it on, with the arguments this project wants
+        )
+        return cls(
+            config=config,
+            events=events,
+            model=loaded.model,
+            args=arguments,
+            train_dataset=_as_dataset(inputs.train_items),
+            eval_dataset=None if inputs.eval_rows is None else _as_dataset(inputs.eval_rows),
+            processing_class=inputs.tokenizer,
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return EpochSampler(len(train_dataset or self.train_dataset), self.config.seed)
+
+
+class DpoTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Direct preference optimisation."""
+
+    arguments_class = DPOConfig
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """The rows as they are: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
+        return dataset
+
+
+class OrpoTrainer(PreferenceTrainer, ORPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Odds ratio preference optimisation. TRL forms all its logits, [2·batch, sequence, vocabulary]."""
+
+    arguments_class = ORPOConfig
+    token_masks = ("chosen_attention_mask", "rejected_attention_mask")
+
+    def __init__(self, **arguments: Any) -> None:
+        shown = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        try:
+            super().__init__(**arguments)
+        finally:
+            if shown:
+                datasets.enable_progress_bars()
+
+    def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
+        """The row's ids under the names TRL's collator reads."""
+        prompt = feature["prompt_ids"]
+        batch = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        for name in ("chosen", "rejected"):
+            answer = feature[f"{name}_ids"]
+            batch |= {
+                f"{name}_input_ids": prompt + answer,
+                f"{name}_attention_mask": [1] * len(prompt + answer),
+                f"{name}_labels": [IGNORE_INDEX] * len(prompt) + answer,
+            }
+        return batch
+
+
+def _as_dataset(rows: Sequence[PreferenceRow]) -> Any:
+    return datasets.Dataset.from_list(
+        [
+            {"prompt": "", "prompt_ids": row.prompt_ids, "chosen_ids": row.chosen_ids, "rejected_ids": row.rejected_ids}
+            for row in rows
+        ]
+    )
+
+
+def _drop_reference_of_new_adapter(model: Any) -> None:
+    """A new adapter is the base model until its first step, so the base model is reference enough.
+
+    An adapter that was trained before keeps TRL's copy of it.
+    """
+    if not is_peft_model(model) or REFERENCE not in model.peft_config:
+        return
+    copies = [parameter for name, parameter in model.named_parameters() if f".lora_B.{REFERENCE}." in name]
+    if all(not parameter.any() for parameter in copies):
+        model.delete_adapter(REFERENCE)
