@@ -51,7 +51,7 @@ def score_of(text: str) -> float | None:
     What counts is, in this order: the `score` of a JSON object that is the whole text (a fence around it is allowed); a
     number after `score:` or `score=`, in any case and markup; a last line that is a number and nothing else; the only
     number in the text. `85`, `85.5`, `85%`, `85/100` and `85 out of 100` are read. None for different numbers of one
-    kind, a range, another scale (`8/10`) and a number outside 0 to 100. What stands before `</think>` is not looked at.
+    kind, a range, another scale (`8/10`) and a number outside 0 to 100. Thoughts (`<think>`) are not looked at.
     """
     verdict = _verdict(text)
     if (score := _json_score(verdict)) is not None:
@@ -68,7 +68,7 @@ def label_of(text: str, labels: Sequence[str]) -> str | None:
     """The one label the text names, or None where it names none or several.
 
     A label is named where it stands as whole words, in upper or lower case; a longer label wins over a shorter one in
-    it ("partly correct" over "correct"). What stands before `</think>` is not looked at.
+    it ("partly correct" over "correct"). Thoughts (`<think>`) are not looked at.
     """
     known = {label.casefold(): label for label in labels}
     if not known:
@@ -99,8 +99,8 @@ def _code(texts: list[str]) -> str:
 
 
 def _verdict(text: str) -> str:
-    """What a judge says after it has thought aloud."""
-    return text.rpartition("</think>")[2].strip()
+    """What a judge says after it has thought aloud; nothing where it was cut off while thinking."""
+    return text.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
 def _json_score(text: str) -> float | None:

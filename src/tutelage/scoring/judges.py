@@ -247,7 +247,9 @@ def _never_connected(error: BaseException) -> bool:
 
 
 def _root(error: BaseException) -> str:
-    """The innermost cause: the outer ones only say "connection error"."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__
+    """What the system said, such as "connection refused"; the exceptions around it only say that something failed."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    told = next((one for one in reversed(chain) if isinstance(one, OSError)), error.__cause__ or error)
+    return str(told) or type(told).__name__
