@@ -111,11 +111,11 @@ def test_architecture_page_names_every_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["tutelage", "tutelage.config", "tutelage.events", "tutelage.errors", "tutelage.cli"]
+    "module", ["tutelage", "tutelage.config", "tutelage.events", "tutelage.errors", "tutelage.scoring", "tutelage.cli"]
 )
 def test_light_modules_load_no_torch(module: str) -> None:
     """A laptop that only writes and submits configs does not install it, and `tutelage --help` stays quick."""
-    heavy = ("torch", "transformers", "peft", "trl", "accelerate", "numpy", "matplotlib")
+    heavy = ("torch", "transformers", "peft", "trl", "accelerate", "numpy", "matplotlib", "openai")
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.stdout.strip(), result.stderr) == ("[]", "")

@@ -5,7 +5,7 @@ from tutelage.evaluation.intervals import Interval, bootstrap_difference, bootst
 from tutelage.evaluation.multiple_choice import ChoiceItem, MultipleChoiceResult, evaluate_multiple_choice
 from tutelage.evaluation.questions import ChoiceQuestion, Question, read_choice_questions, read_questions
 from tutelage.evaluation.results import write_items
-from tutelage.evaluation.scorers import Scorer, exact_match, regex
+from tutelage.scoring import Scorer, exact_match, regex
 
 __all__ = [
     "ChoiceItem",

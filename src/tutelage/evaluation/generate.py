@@ -1,4 +1,4 @@
-"""Asking a model and scoring what it answers. Not here: the scores (`scorers.py`), sampling itself (`rollouts`)."""
+"""Asking a model and scoring what it answers. Not here: the scores (`scoring`), sampling itself (`rollouts`)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,10 +9,10 @@ from torch import nn
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.errors import DataError
 from tutelage.evaluation.questions import Question, question_text
-from tutelage.evaluation.scorers import Scorer
 from tutelage.monitoring.isolation import leaving_no_trace
 from tutelage.monitoring.prompts import Prompt, answer_text, encode_prompts, padding_id
 from tutelage.rollouts import generate, rollout_seed
+from tutelage.scoring import Scorer
 
 
 @dataclass(frozen=True)
