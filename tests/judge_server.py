@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = "right-key"
-LISTED = ["right", "together", "refused"]
+LISTED = ["right", "together", "refused", "eighty", "tires"]
 PATIENCE = 30.0
 """Seconds after which a wait that should have ended fails its test in place of hanging it."""
 
@@ -32,6 +32,8 @@ class JudgeServer(ThreadingHTTPServer):
     def __init__(self, together: int = 1, key: str | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.key = key
+        self.stamina = 0
+        """How many requests the model `tires` answers before it fails."""
         self.requests: list[dict[str, Any]] = []
         self.active = 0
         self.most_active = 0
@@ -111,6 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
             case "together":
                 self.server.barrier.wait(PATIENCE)
                 return lambda: self._send(200, completion(f"said {asked}"))
+            case "eighty":
+                return lambda: self._send(200, completion("Score: 80"))
+            case "tires":
+                tired = len(self.server.requests) > self.server.stamina
+                return self._error(500, "tired", None) if tired else lambda: self._send(200, completion("Score: 60"))
+            case "chats":
+                return lambda: self._send(200, completion("What a fine answer!"))
             case "hangs":
                 self.server.closing.wait(PATIENCE)
                 return self._drop

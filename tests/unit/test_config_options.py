@@ -166,7 +166,7 @@ def test_option_of_sdft_does_not_exist_for_dft() -> None:
 def test_unknown_objective_lists_those_there_are(loss: object) -> None:
     message = refusal(loss=loss)
     assert message.startswith("loss: ")
-    assert message.endswith("one of sft, dft, sdft")
+    assert message.endswith("one of sft, dft, sdft, grpo, dpo, orpo")
 
 
 @pytest.mark.parametrize(
@@ -258,6 +258,29 @@ def test_sdft_refuses_an_adapter_on_the_head() -> None:
     assert config(loss="sft", target_modules=["lm_head"]).target_modules == ["lm_head"]
 
 
+@pytest.mark.parametrize("loss", ["grpo", "dpo"])
+def test_so_do_those_that_multiply_with_the_heads_own_weight(loss: str) -> None:
+    assert refusal(loss=loss, target_modules=["lm_head"]).startswith(f"target_modules: {loss} needs a head")
+
+
+def test_a_judge_has_a_name() -> None:
+    assert refusal(loss="grpo", grpo_reward_function="llm_judge") == (
+        "grpo_reward_function 'llm_judge' asks a chat model; name it with grpo_judge_model"
+    )
+    assert config(loss="grpo", grpo_reward_function="llm_judge", grpo_judge_model="m").loss == "grpo"
+
+
+def test_beta_may_be_0_but_not_for_dpo() -> None:
+    assert config(loss="grpo", beta=0.0).beta == 0.0
+    assert refusal(loss="dpo", beta=0.0) == "beta: 0 leaves dpo no gradient; use a positive one, such as 0.1"
+
+
+def test_a_group_has_at_least_two_answers() -> None:
+    assert refusal(loss="grpo", grpo_num_generations=1) == (
+        "grpo_num_generations: 1 does not fit; input should be greater than or equal to 2"
+    )
+
+
 def test_a_config_does_not_change() -> None:
     chosen = config()
     with pytest.raises(ValueError, match="frozen"):
@@ -272,7 +295,7 @@ def test_defaults_are_not_shared() -> None:
 
 def test_flat_holds_every_option_of_the_run_and_no_other() -> None:
     names = set(config(loss="sdft").flat())
-    assert names == {name for name in known_options() if not name.startswith(("sft_", "dft_"))}
+    assert names == {*TrainingConfig.model_fields, *(name for name in known_options() if name.startswith("sdft_"))}
     assert set(config(loss="dft").flat()) == set(TrainingConfig.model_fields)
 
 

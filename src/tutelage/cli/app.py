@@ -47,7 +47,7 @@ def train(
         bool, typer.Option("--dry-run", help="Validate everything and show the first example; train nothing.")
     ] = False,
 ) -> None:
-    """Fine-tune a model on demonstrations with sft, dft or sdft."""
+    """Fine-tune a model on demonstrations with sft, dft, sdft or grpo, or on preferences with dpo or orpo."""
     from tutelage.config import load_config
 
     if resume is not None and (config is not None or overrides or dry_run):

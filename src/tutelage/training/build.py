@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 from tutelage.config import TrainingConfig
+from tutelage.errors import ConfigError
 from tutelage.events import EventLog
 from tutelage.models import LoadedModel
 from tutelage.training.inputs import TrainingInputs
@@ -21,9 +22,12 @@ TRAINERS = {
 
 
 def trainer_class(loss: str) -> type[RunTrainer]:
-    """What trains this objective."""
+    """What trains this objective. Raises ConfigError where a package it needs is not installed."""
     module, _, name = TRAINERS[loss].partition(".")
-    return getattr(importlib.import_module(f"tutelage.training.{module}"), name)
+    try:
+        return getattr(importlib.import_module(f"tutelage.training.{module}"), name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"loss: {loss} needs the package {error.name}; pip install 'tutelage[trl]'") from error
 
 
 def build_trainer(

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from tutelage.config import TrainingConfig
-from tutelage.data.rows import DistillationRow, TokenRow
+from tutelage.config import GrpoConfig, TrainingConfig
+from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
 from tutelage.models.loading import require_gpu_if_asked
+from tutelage.training.build import trainer_class
 from tutelage.training.inputs import TrainingInputs, prepare_inputs
 from tutelage.training.optimization import check_optimization
 from tutelage.training.run import new_run_folder
@@ -19,17 +20,23 @@ from tutelage.training.run import new_run_folder
 def preview(config: TrainingConfig, console: Console) -> None:
     """Validate everything a run would, then show it. Loads the tokenizer but no weights; writes no run."""
     new_run_folder(config)
+    trainer_class(config.loss)
     check_optimization(config)
     require_gpu_if_asked(config)
     inputs = prepare_inputs(config)
     console.print("[bold]Config[/bold]")
     console.print(Text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)))
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    steps = config.max_steps or math.ceil(math.ceil(len(inputs.train_items) / per_step) * config.epochs)
+    steps_per_epoch = math.ceil(len(inputs.train_items) / per_step)
     unit = "packs" if config.packs else "rows"
+    share = f"{per_step} {unit}"
+    if isinstance(config.objective, GrpoConfig):
+        steps_per_epoch = len(inputs.train_items) * config.objective.num_generations // per_step
+        share = f"{per_step} answers to {per_step // config.objective.num_generations} prompts"
+    steps = config.max_steps or math.ceil(steps_per_epoch * config.epochs)
     console.print(
         f"[bold]Data[/bold]\n{len(inputs.train_items)} {unit}, {inputs.tokens_per_epoch} tokens per epoch, "
-        f"{per_step} {unit} per optimizer step and process, {steps} steps",
+        f"{share} per optimizer step and process, {steps} steps",
         highlight=False,
     )
     for warning in inputs.warnings:
@@ -37,6 +44,10 @@ def preview(config: TrainingConfig, console: Console) -> None:
     first = inputs.train_items[0]
     if isinstance(first, DistillationRow):
         _show_distillation(first, inputs, console)
+    elif isinstance(first, PromptRow):
+        _show_prompt(first, inputs, console)
+    elif isinstance(first, PreferenceRow):
+        _show_preference(first, inputs, console)
     else:
         _show_tokens(first if isinstance(first, TokenRow) else first[0], inputs, console)
 
@@ -60,6 +71,21 @@ def _show_distillation(row: DistillationRow, inputs: TrainingInputs, console: Co
         console.print(Text(_decode(inputs, ids), style="dim") + Text("«…»", style="green"), soft_wrap=True)
     console.print("[bold]Gold answer[/bold] (for evaluation and the off-policy share)")
     console.print(Text(f"«{_decode(inputs, row.gold_ids)}»", style="green"), soft_wrap=True)
+
+
+def _show_prompt(row: PromptRow, inputs: TrainingInputs, console: Console) -> None:
+    console.print(f"[bold]The model sees[/bold] ({escape(row.place)}); «…» is where its answers go")
+    console.print(Text(_decode(inputs, row.prompt_ids), style="dim") + Text("«…»", style="green"), soft_wrap=True)
+    console.print("[bold]Gold response[/bold] (for the reward)")
+    console.print(Text(row.gold), soft_wrap=True)
+
+
+def _show_preference(row: PreferenceRow, inputs: TrainingInputs, console: Console) -> None:
+    console.print(f"[bold]Prompt[/bold] ({escape(row.place)})")
+    console.print(Text(_decode(inputs, row.prompt_ids), style="dim"), soft_wrap=True)
+    for title, ids, style in (("Chosen", row.chosen_ids, "green"), ("Rejected", row.rejected_ids, "red")):
+        console.print(f"[bold]{title}[/bold]")
+        console.print(Text(f"«{_decode(inputs, ids)}»", style=style), soft_wrap=True)
 
 
 def _decode(inputs: TrainingInputs, ids: list[int]) -> str:

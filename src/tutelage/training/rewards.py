@@ -160,8 +160,8 @@ class Scores:
         self._unscored_batches = self._unscored_batches + 1 if missing == len(scores_N) else 0
         if self._unscored_batches >= self._limit:
             raise TrainingError(
-                f"grpo_reward_function '{self.name}' gave no finite score in {self._limit} batches in a row"
-                f"{self.reason()}; nothing can be learned without one"
+                f"grpo_reward_function '{self.name}' gave no finite score in {self._limit} "
+                f"batch{'es' * (self._limit > 1)} in a row{self.reason()}; nothing can be learned without one"
             )
         mean = scores_N[finite_N].mean() if missing < len(scores_N) else torch.zeros(())
         return torch.where(finite_N, scores_N, mean.to(scores_N)), missing

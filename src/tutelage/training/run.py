@@ -22,7 +22,7 @@ from tutelage.files import JsonLinesFile, make_folder, require_new_folder, write
 from tutelage.models import LoadedModel, load_model
 from tutelage.models.loading import require_gpu_if_asked
 from tutelage.monitoring import Monitor, Sinks
-from tutelage.training.build import build_trainer
+from tutelage.training.build import build_trainer, trainer_class
 from tutelage.training.callbacks import KeepNewest, ShowProgress, StopOnSignal
 from tutelage.training.checkpoints import discard_incomplete, is_last, latest_checkpoint
 from tutelage.training.export import export_model
@@ -85,6 +85,7 @@ def train(config: TrainingConfig, *, resume: Path | str | None = None, console: 
     checkpoint = latest_checkpoint(resume_run) if resume_run else None
     is_main = os.environ.get("RANK", "0") == "0"
     run_path = resume_run or new_run_folder(config, probe=is_main)
+    trainer_class(config.loss)
     check_optimization(config)
     require_gpu_if_asked(config)
     inputs = prepare_inputs(config)
