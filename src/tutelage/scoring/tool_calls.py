@@ -29,7 +29,7 @@ def tool_call_match(answer: str, target: str) -> float:
     """1 if the answer is the wanted call, else 0.
 
     The answer is one JSON object `{"name": …, "arguments": {…}}` and nothing else; white space around it and one
-    fence of three backticks are allowed. The target is JSON of one of two forms:
+    fence, a line of three backticks before it and three behind it, are allowed. The target is JSON of one of two forms:
 
     - one call of the same form: every argument must be given with its value;
     - accepted values, as the leaderboard has them: `{"function": {"argument": [accepted value, …]}}`, also as the only
