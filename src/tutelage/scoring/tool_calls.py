@@ -1,7 +1,7 @@
 """Whether an answer is the wanted function call: the rules of the Berkeley Function-Calling Leaderboard in small.
 
-Written here because the leaderboard's own package judges whole result files and installs the clients of every model
-on it. Not here: calls in Python's or Java's syntax, several calls in one answer.
+Written here because the leaderboard's own checker needs the schema of each function, which a question file lacks.
+Not here: calls in Python's or Java's syntax, several calls in one answer.
 """
 
 import re

@@ -10,7 +10,7 @@ TRAIT_LANGUAGES = tuple(COMMON_WORDS)
 """What `traits` knows the common words of."""
 
 FULL_SHARE = 0.25
-"""Share of common words that counts as wholly in the language; in running text it is about 0.4."""
+"""Share of common words that counts as wholly in the language: the 4 of the formula is 1 over it."""
 
 
 def traits(text: str, language: str) -> float:
