@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tutelage.errors import ConfigError, DataError
 from tutelage.scoring import TRAIT_LANGUAGES, json_equal, rouge_l, tool_call_match, traits
-from tutelage.scoring.traits import _COMMON_WORDS  # pyright: ignore[reportPrivateUsage]
+from tutelage.scoring.common_words import COMMON_WORDS
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,9 @@ def accepted(**arguments: list[Any]) -> str:
         (f"```json\n{call(x=1)}\n```", 1.0),
         (f"\n```\n{call(x=1)}\n```\n", 1.0),
         ('{"arguments": {"x": 1}, "name": "f"}', 1.0),
+        (f"```json\n{call(x=1)}```", 1.0),
+        (f"```json\n{call(x=1)}", 0.0),
+        (f"``` {call(x=1)} ```", 0.0),
         (f"Here it is: {call(x=1)}", 0.0),
         (f"{call(x=1)} {call(x=1)}", 0.0),
         (f"```json\n{call(x=1)}\n```\n```json\n{call(x=1)}\n```", 0.0),
@@ -251,7 +254,7 @@ COMMON_IN_ENGLISH = """
 
 @pytest.mark.parametrize("language", TRAIT_LANGUAGES)
 def test_words_of_a_language_are_not_english_and_are_lower_case(language: str):
-    words = _COMMON_WORDS[language]
+    words = COMMON_WORDS[language]
     assert words & set(COMMON_IN_ENGLISH.split()) == set()
     assert {word for word in words if word != word.lower()} == set()
     assert 50 <= len(words) <= 90

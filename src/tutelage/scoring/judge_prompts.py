@@ -29,9 +29,9 @@ _NUMBER = r"(?<![\w.])(?P<number>[-+]?\d+(?:[.,]\d+)*)(?:\s*(?:/|out of)\s*(?P<s
 _MARKUP = r"[\"'*`\s]*"
 _ANY_NUMBER = re.compile(_NUMBER)
 _MARKER = re.compile(rf"(?<![^\W_])score{_MARKUP}[:=]{_MARKUP}(?=[-+]?\d)", re.IGNORECASE)
-_ONLY_A_NUMBER = re.compile(rf"{_MARKUP}{_NUMBER}\s*%?[.]?{_MARKUP}")
+_ONLY_A_NUMBER = re.compile(rf"{_MARKUP}{_NUMBER}[%.\"'*`\s]*")
 _PLAIN = re.compile(r"[-+]?\d+(?:\.\d+)?")
-_GOES_ON = re.compile(r"\w|\s*[-–—/]\s*\w|\s+to\s+\d")
+_GOES_ON = re.compile(r"\w|\s*/\s*\w|\s*[-–—]\s*\d|\s+to\s+\d")
 """After a number that is only the beginning of something: `80-90`, `80 to 90`, `8/ten`, `5th`."""
 
 
@@ -109,7 +109,7 @@ def _json_score(text: str) -> float | None:
     except (ValueError, RecursionError):
         return None
     score = cast("dict[str, Any]", value).get("score") if isinstance(value, dict) else None
-    return float(score) if isinstance(score, (int, float)) and not isinstance(score, bool) else None
+    return score if isinstance(score, (int, float)) and not isinstance(score, bool) else None
 
 
 def _share_of_match(match: re.Match[str]) -> float | None:

@@ -83,8 +83,11 @@ def parse_target(target: str, scorer: str) -> Any:
 
 def unfenced(text: str) -> str:
     """The text without white space around it and without one fence of three backticks, where it is all in one."""
-    fenced = re.fullmatch(r"```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```", text.strip(), re.DOTALL)
-    return fenced.group(1) if fenced else text.strip()
+    text = text.strip()
+    opening, _, body = text.partition("\n")
+    if re.fullmatch(r"```[\w-]*\s*", opening) and body.endswith("```"):
+        return body.removesuffix("```").strip()
+    return text
 
 
 def shortened(value: object, limit: int = 80) -> str:

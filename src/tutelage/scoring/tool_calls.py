@@ -1,7 +1,7 @@
 """Whether an answer is the wanted function call: the rules of the Berkeley Function-Calling Leaderboard in small.
 
-Written here because the leaderboard's own package judges whole result files and installs the clients of every model
-on it. Not here: calls in Python's or Java's syntax, several calls in one answer.
+Written here because the leaderboard's own checker needs the schema of each function, which a question file lacks.
+Not here: calls in Python's or Java's syntax, several calls in one answer.
 """
 
 import re
@@ -29,7 +29,7 @@ def tool_call_match(answer: str, target: str) -> float:
     """1 if the answer is the wanted call, else 0.
 
     The answer is one JSON object `{"name": …, "arguments": {…}}` and nothing else; white space around it and one
-    fence of three backticks are allowed. The target is JSON of one of two forms:
+    fence, a line of three backticks before it and three behind it, are allowed. The target is JSON of one of two forms:
 
     - one call of the same form: every argument must be given with its value;
     - accepted values, as the leaderboard has them: `{"function": {"argument": [accepted value, …]}}`, also as the only
