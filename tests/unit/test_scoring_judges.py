@@ -151,7 +151,10 @@ def test_check_passes_what_may_be_better_later(server: JudgeServer, model: str):
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ("rihgt", "URL has no model 'rihgt'; did you mean 'right'?; choose one of right, together, refused, eighty, tires"),
+        (
+            "rihgt",
+            "URL has no model 'rihgt'; did you mean 'right'?; choose one of right, together, refused, eighty, tires",
+        ),
         (
             "refused",
             "URL refuses the key (status 403: No access for you); set OPENAI_API_KEY or api_key to a valid one",

@@ -2,20 +2,31 @@
 
 from tutelage.evaluation.generate import GenerationItem, GenerationResult, evaluate_generation
 from tutelage.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
+from tutelage.evaluation.kinds import ChoiceEvaluation, GenerateEvaluation, LogProbEvaluation
+from tutelage.evaluation.measures import Evaluation, Measure, Outcome, Role, Unit
 from tutelage.evaluation.multiple_choice import ChoiceItem, MultipleChoiceResult, evaluate_multiple_choice
 from tutelage.evaluation.questions import ChoiceQuestion, Question, read_choice_questions, read_questions
-from tutelage.evaluation.results import write_items
+from tutelage.evaluation.results import OutcomeFolder, write_items
 from tutelage.scoring import Scorer, exact_match, regex
 
 __all__ = [
+    "ChoiceEvaluation",
     "ChoiceItem",
     "ChoiceQuestion",
+    "Evaluation",
+    "GenerateEvaluation",
     "GenerationItem",
     "GenerationResult",
     "Interval",
+    "LogProbEvaluation",
+    "Measure",
     "MultipleChoiceResult",
+    "Outcome",
+    "OutcomeFolder",
     "Question",
+    "Role",
     "Scorer",
+    "Unit",
     "bootstrap_difference",
     "bootstrap_interval",
     "evaluate_generation",

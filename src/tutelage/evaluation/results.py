@@ -1,10 +1,17 @@
-"""Result files of an evaluation: every prompt, answer and score, one JSON object a line."""
+"""Result files of an evaluation: every prompt, answer and score, and the outcome to be used again.
 
+Per model a folder; per evaluation `<name>.jsonl` with one JSON object an answer, and `<name>.json` with the scores.
+"""
+
+import json
+import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tutelage.files import make_folder, write_json_lines
+from tutelage.evaluation.measures import Evaluation, Measure, Outcome, Role, Unit
+from tutelage.files import JsonLinesFile, make_folder, write_json, write_json_lines
 
 
 class ResultItem(Protocol):
@@ -20,3 +27,62 @@ def write_items(path: Path, items: Sequence[ResultItem]) -> None:
     """
     make_folder(path.parent, "folder")
     write_json_lines(path, (item.row() for item in items))
+
+
+@dataclass(frozen=True)
+class OutcomeFolder:
+    """The outcomes of one model's evaluations. model: what the model is, as a hash."""
+
+    path: Path
+    model: str
+
+    def write(self, evaluation: Evaluation, outcome: Outcome, seconds: float) -> None:
+        """Both files; the one with the scores last, so that it vouches for the other. Raises OutputError."""
+        make_folder(self.path, "output folder")
+        write_json_lines(self.path / f"{evaluation.name}.jsonl", outcome.rows)
+        write_json(
+            self.path / f"{evaluation.name}.json",
+            {
+                "evaluation": evaluation.name,
+                "model": self.model,
+                "identity": dict(evaluation.identity),
+                "seconds": seconds,
+                "means": {name: _mean(values) for name, values in outcome.scores.items()},
+                "failed": dict(outcome.failed),
+                "measures": [asdict(measure) for measure in outcome.measures],
+                "scores": {name: [_or_none(value) for value in values] for name, values in outcome.scores.items()},
+            },
+        )
+
+    def read(self, evaluation: Evaluation) -> Outcome | None:
+        """The outcome kept here, if it is of this model, this evaluation and the same data; else None."""
+        try:
+            kept: Any = json.loads((self.path / f"{evaluation.name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = json.loads(json.dumps(dict(evaluation.identity)))
+        if not isinstance(kept, dict) or (kept.get("model"), kept.get("identity")) != (self.model, same):
+            return None
+        return Outcome(
+            measures=tuple(read_measure(values) for values in kept["measures"]),
+            scores={
+                name: tuple(math.nan if value is None else float(value) for value in values)
+                for name, values in kept["scores"].items()
+            },
+            rows=list(JsonLinesFile(self.path / f"{evaluation.name}.jsonl").rows()),
+            failed=kept["failed"],
+        )
+
+
+def read_measure(values: dict[str, Any]) -> Measure:
+    """A measure from what `asdict` made of it."""
+    return Measure(**{**values, "role": Role(values["role"]), "unit": Unit(values["unit"])})
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
