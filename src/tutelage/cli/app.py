@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import tutelage
-from tutelage.cli import demo
+from tutelage.cli import compare, demo
 from tutelage.errors import ConfigError, TutelageError
 
 app = typer.Typer(
@@ -69,6 +69,7 @@ def train(
         print(f"model: {run.model_path}")
 
 
+compare.register(app)
 demo.register(app)
 
 

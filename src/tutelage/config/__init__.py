@@ -1,6 +1,6 @@
 """What a run is: options, defaults and the rules between them. Torch-free."""
 
-from tutelage.config.loading import load_config, parse_overrides
+from tutelage.config.loading import config_beside, load_config, parse_overrides, read_yaml
 from tutelage.config.objectives import (
     OBJECTIVES,
     DftConfig,
@@ -27,7 +27,9 @@ __all__ = [
     "SdftConfig",
     "SftConfig",
     "TrainingConfig",
+    "config_beside",
     "known_options",
     "load_config",
     "parse_overrides",
+    "read_yaml",
 ]

@@ -1,7 +1,7 @@
 """A `TrainingConfig` from a YAML file and `--set key=value` overrides. Not here: what the keys mean."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from tutelage.config.training import Direction, SamplingCallback, TrainingConfig
 from tutelage.errors import ConfigError
 
 INPUT_PATHS = ("training_file", "test_file", "monitoring_prompts")
+REWARD = "grpo_reward_function"
 
 
 class _Yaml(yaml.SafeLoader):
@@ -47,23 +48,33 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainingConfig:
     Input files named in the file are relative to the file's folder; those in overrides, and `output_dir`, are
     relative to the current folder. Raises ConfigError.
     """
-    options = _read_yaml(path)
-    config_folder = path.parent
+    return config_beside(read_yaml(path), path.parent, str(path), parse_overrides(overrides))
+
+
+def config_beside(
+    options: Mapping[str, Any], folder: Path, place: str, overriding: Mapping[str, Any] | None = None
+) -> TrainingConfig:
+    """A config whose input files are relative to `folder`; those in `overriding`, which wins, to the current one.
+
+    place: what errors begin with. Raises ConfigError.
+    """
+    options, overriding = dict(options), dict(overriding or {})
     for key in INPUT_PATHS:
         if isinstance(options.get(key), str):
-            options[key] = str(_beside(config_folder, options[key]))
-    model, template = options.get("model"), options.get("chat_template")
-    if isinstance(model, str) and _exists(config_folder / model):
-        options["model"] = str(config_folder / model)
+            options[key] = str(_beside(folder, options[key]))
+    model, template, reward = options.get("model"), options.get("chat_template"), options.get(REWARD)
+    if isinstance(model, str) and _exists(folder / model):
+        options["model"] = str(folder / model)
     if isinstance(template, str) and template.endswith(".jinja"):
-        options["chat_template"] = str(_beside(config_folder, template))
-    overriding = parse_overrides(overrides)
+        options["chat_template"] = str(_beside(folder, template))
+    if isinstance(reward, str) and reward.rpartition(":")[0].endswith(".py"):
+        options[REWARD] = str(_beside(folder, reward))
     options |= overriding
     try:
         config = TrainingConfig(**options)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    nested = {name: value for name, value in _anchored(config, config_folder).items() if name not in overriding}
+        raise ConfigError(f"{place}: {error}") from error
+    nested = {name: value for name, value in _anchored(config, folder).items() if name not in overriding}
     return TrainingConfig(**(options | nested))
 
 
@@ -81,7 +92,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read as a config is. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

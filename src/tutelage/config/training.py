@@ -161,7 +161,7 @@ class TrainingConfig(BaseModel):
         try:
             super().__init__(**flat)
         except ValidationError as error:
-            raise ConfigError(_sentence(error)) from error
+            raise ConfigError(sentence(error)) from error
         self._objective = objectives[loss]
 
     @property
@@ -228,10 +228,10 @@ def _objective_options(name: str, options: dict[str, Any]) -> ObjectiveConfig:
     try:
         return OBJECTIVES[name](**options)
     except ValidationError as error:
-        raise ConfigError(_sentence(error, prefix=f"{name}_")) from error
+        raise ConfigError(sentence(error, prefix=f"{name}_")) from error
 
 
-def _sentence(error: ValidationError, prefix: str = "") -> str:
+def sentence(error: ValidationError, prefix: str = "") -> str:
     """Every fault of a pydantic error in one sentence: key, value, what is wrong."""
     parts: list[str] = []
     for fault in error.errors():

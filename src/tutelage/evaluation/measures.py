@@ -58,8 +58,8 @@ class Outcome:
     failed: Mapping[str, int] = field(default_factory=dict)
 
 
-class Evaluation(Protocol):
-    """Something every model of a comparison is asked, alike.
+class Named(Protocol):
+    """What an outcome is kept under.
 
     name: unique in its suite, fit for a file name. identity: plain JSON, all that the outcome depends on besides the
     model (options, hashes of files), so that an outcome can be kept and used again.
@@ -76,6 +76,10 @@ class Evaluation(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]: ...
+
+
+class Evaluation(Named, Protocol):
+    """Something every model of a comparison is asked, alike."""
 
     def check(self) -> None:
         """Whether all that is asked besides the model is there, such as a judge. Raises ConfigError."""

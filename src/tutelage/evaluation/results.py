@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tutelage.evaluation.measures import Evaluation, Measure, Outcome, Role, Unit
+from tutelage.evaluation.measures import Measure, Named, Outcome, Role, Unit
 from tutelage.files import JsonLinesFile, make_folder, write_json, write_json_lines
 
 
@@ -36,7 +36,7 @@ class OutcomeFolder:
     path: Path
     model: str
 
-    def write(self, evaluation: Evaluation, outcome: Outcome, seconds: float) -> None:
+    def write(self, evaluation: Named, outcome: Outcome, seconds: float) -> None:
         """Both files; the one with the scores last, so that it vouches for the other. Raises OutputError."""
         make_folder(self.path, "output folder")
         write_json_lines(self.path / f"{evaluation.name}.jsonl", outcome.rows)
@@ -54,7 +54,7 @@ class OutcomeFolder:
             },
         )
 
-    def read(self, evaluation: Evaluation) -> Outcome | None:
+    def read(self, evaluation: Named) -> Outcome | None:
         """The outcome kept here, if it is of this model, this evaluation and the same data; else None."""
         try:
             kept: Any = json.loads((self.path / f"{evaluation.name}.json").read_text(encoding="utf-8"))

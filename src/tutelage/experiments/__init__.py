@@ -2,7 +2,8 @@
 
 from tutelage.experiments.compare import run_experiment
 from tutelage.experiments.demo import run_demo
+from tutelage.experiments.loading import load_experiment
 from tutelage.experiments.results import ExperimentResults
 from tutelage.experiments.specification import Experiment
 
-__all__ = ["Experiment", "ExperimentResults", "run_demo", "run_experiment"]
+__all__ = ["Experiment", "ExperimentResults", "load_experiment", "run_demo", "run_experiment"]

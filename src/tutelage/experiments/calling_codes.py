@@ -133,6 +133,19 @@ def unseen_questions() -> list[Question]:
     return [_asked(fact.question, fact) for fact in unseen_facts()]
 
 
+def question_rows(questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Questions as rows of a file that `read_questions` reads."""
+    return [{"prompt": question.prompt[-1].content, "target": question.target} for question in questions]
+
+
+def choice_rows(questions: Sequence[ChoiceQuestion]) -> list[dict[str, Any]]:
+    """Questions as rows of a file that `read_choice_questions` reads."""
+    return [
+        {"prompt": question.prompt[-1].content, "choices": list(question.choices), "answer": question.right}
+        for question in questions
+    ]
+
+
 def capital_questions() -> list[ChoiceQuestion]:
     """Capitals of the 120 most populous countries, each among three other capitals of its region."""
     draw = random.Random(DRAW_SEED)

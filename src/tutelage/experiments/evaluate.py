@@ -1,137 +1,185 @@
-"""Asking the base model and the runs: scores, answers, KL to base. Not here: what is asked (`specification.py`)."""
+"""Asking the base model and the runs: outcomes of all evaluations, and KL to base, kept to be used again.
 
-import json
+Not here: what is asked (`specification.py`), the kinds of evaluation (`evaluation`).
+"""
+
+import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from tutelage.config import TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
-from tutelage.evaluation import evaluate_generation, evaluate_multiple_choice
-from tutelage.evaluation.results import ResultItem
-from tutelage.experiments.results import Score
-from tutelage.experiments.specification import (
-    KL_BASE_VS_MODEL,
-    KL_VS_BASE,
-    ChoiceEvaluation,
-    Experiment,
-    GenerateEvaluation,
-)
+from tutelage.evaluation import Evaluation, Measure, Outcome, OutcomeFolder, Role
+from tutelage.evaluation.kinds import NamedEvaluation
+from tutelage.evaluation.measures import Named
+from tutelage.evaluation.questions import question_text
+from tutelage.experiments.identity import digest, model_identity
+from tutelage.experiments.specification import BASE, KL_BASE_VS_MODEL, KL_VS_BASE, Experiment
 from tutelage.models import LoadedModel, WeightCopy, load_model, response_kl
 from tutelage.models.scoring import Pair
 from tutelage.monitoring import KlToBase
-from tutelage.training import Run
+from tutelage.monitoring.prompts import answer_text
 
 BATCH_SIZE = 32
 
-Answers = dict[str, list[dict[str, Any]]]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """scores: measure name to score. answers: evaluation name to one row an item."""
+    """What all evaluations of one model gave, together."""
 
-    scores: Mapping[str, Score]
-    answers: Answers
+    measures: tuple[Measure, ...]
+    scores: Mapping[str, tuple[float, ...]]
+    answers: Mapping[str, list[dict[str, Any]]]
+    failed: Mapping[str, Mapping[str, int]]
     seconds: float
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Of every measure that an item has a value of."""
+        finite = {name: [value for value in values if math.isfinite(value)] for name, values in self.scores.items()}
+        return {name: sum(values) / len(values) for name, values in finite.items() if values}
 
+
+@dataclass
 class Evaluator:
-    """Asks every model of an experiment the same. `base` comes first: its answers are what KL is measured on."""
+    """Asks every model of an experiment the same. `base` comes first: its answers are what KL is measured on.
 
-    def __init__(self, experiment: Experiment, console: Console) -> None:
-        self._experiment = experiment
-        self._console = console
-        self._base_pairs: Sequence[Pair] = ()
+    folder: where outcomes are kept, a folder a model.
+    """
+
+    experiment: Experiment
+    folder: Path
+    say: Say
+    base_pairs: Sequence[Pair] = ()
+    _drift: NamedEvaluation = field(init=False)
+
+    def __post_init__(self) -> None:
+        prompts = [question_text(prompt.messages) for prompt in self.experiment.drift_prompts]
+        self._drift = NamedEvaluation(
+            name=KL_VS_BASE.name,
+            title="KL to base",
+            role=Role.DRIFT,
+            identity={"prompts": prompts, "max_new_tokens": self.experiment.drift_max_new_tokens},
+        )
 
     def base(self) -> Evaluated:
         """The model before training."""
         started = time.perf_counter()
-        loaded = load_model(_without_adapter(self._experiment.first_config))
-        template = self._template(loaded)
-        scores, answers = self._asked(loaded.model, template)
-        self._say("everyday prompts")
-        limit = self._experiment.drift_max_new_tokens
-        unchanged = WeightCopy({})
-        prompts = self._experiment.drift_prompts
-        kl = KlToBase.prepare(loaded.model, unchanged, prompts, template, limit, BATCH_SIZE)
-        self._base_pairs = kl.base_pairs
-        zeros = [0.0] * len(prompts)
-        scores |= {KL_VS_BASE.name: Score.of(zeros), KL_BASE_VS_MODEL.name: Score.of(zeros)}
-        return Evaluated(scores, answers, time.perf_counter() - started)
+        config = _without_adapter(self.experiment.first_config)
+        identity = digest([model_identity(config.model), config.chat_template])
+        model = _Model(lambda: load_model(config), config.chat_template)
+        folder = OutcomeFolder(self.folder / BASE, identity)
+        outcomes = self._outcomes(model, folder)
+        drift = self._kept(self._drift, folder, lambda: self._base_drift(model.loaded, model.template))
+        self.base_pairs = [(row["prompt_ids"], row["answer_ids"]) for row in drift.rows]
+        return _together({**outcomes, KL_VS_BASE.name: drift}, time.perf_counter() - started)
 
-    def run(self, run: Run) -> Evaluated:
-        """A finished run."""
+    def run(self, name: str, config: TrainingConfig, path: Path, identity: str) -> Evaluated:
+        """A finished run's model, or one of its checkpoints. identity: what the run is, as a hash."""
         started = time.perf_counter()
         # A merged model has the adapter inside: beside a fresh one it would look unchanged.
-        has_adapter = run.model_path.name == "adapter"
-        config = run.config if has_adapter else _without_adapter(run.config)
-        base = WeightCopy.of(load_model(config).model)
-        loaded = load_model(config, str(run.model_path))
-        template = self._template(loaded)
-        drift = self._drift(loaded.model, base)
-        model = loaded.model.merge_and_unload() if has_adapter else loaded.model
-        scores, answers = self._asked(model, template)
-        return Evaluated(scores | drift, answers, time.perf_counter() - started)
+        has_adapter = (path / "adapter_config.json").exists()
+        config = config if has_adapter else _without_adapter(config)
+        folder = OutcomeFolder(self.folder / name, identity)
+        model = _Model(lambda: load_model(config, str(path)), config.chat_template)
+        drift = self._kept(self._drift, folder, lambda: self._run_drift(model.loaded, config))
+        model.merge = has_adapter
+        outcomes = self._outcomes(model, folder)
+        return _together({**outcomes, KL_VS_BASE.name: drift}, time.perf_counter() - started)
 
-    def _asked(self, model: Any, template: ChatTemplate) -> tuple[dict[str, Score], Answers]:
-        scores: dict[str, Score] = {}
-        answers: Answers = {}
-        for evaluation in self._experiment.evaluations:
-            if isinstance(evaluation, GenerateEvaluation):
-                self._say(evaluation.measure.title)
-                generated = evaluate_generation(
-                    model,
-                    template,
-                    evaluation.questions,
-                    evaluation.scorer,
-                    max_new_tokens=evaluation.max_new_tokens,
-                    batch_size=BATCH_SIZE,
-                )
-                scores[evaluation.measure.name] = Score.of([item.score for item in generated.items])
-                answers[evaluation.measure.name] = _rows(generated.items)
-            else:
-                self._say(evaluation.accuracy.title)
-                scores |= self._chosen(model, template, evaluation, answers)
-        return scores, answers
+    def _outcomes(self, model: "_Model", folder: OutcomeFolder) -> dict[str, Outcome]:
+        def outcome(evaluation: Evaluation) -> Outcome:
+            return self._kept(evaluation, folder, lambda: evaluation.run(model.merged, model.template))
 
-    def _chosen(
-        self, model: Any, template: ChatTemplate, evaluation: ChoiceEvaluation, answers: Answers
-    ) -> dict[str, Score]:
-        chosen = evaluate_multiple_choice(model, template, evaluation.questions, batch_size=BATCH_SIZE)
-        answers[evaluation.accuracy.name] = _rows(chosen.items)
-        return {
-            evaluation.accuracy.name: Score.of([item.score for item in chosen.items]),
-            evaluation.log_prob.name: Score.of([item.log_probs[item.right] for item in chosen.items]),
-        }
+        return {evaluation.name: outcome(evaluation) for evaluation in self.experiment.evaluations}
 
-    def _drift(self, model: Any, base: WeightCopy) -> dict[str, Score]:
+    def _kept(self, evaluation: Named, folder: OutcomeFolder, run: Callable[[], Outcome]) -> Outcome:
+        kept = folder.read(evaluation)
+        if kept is not None:
+            self.say(f"{evaluation.title}: as before")
+            return kept
+        self.say(f"{evaluation.title} …")
+        started = time.perf_counter()
+        outcome = run()
+        folder.write(evaluation, outcome, time.perf_counter() - started)
+        return outcome
+
+    def _base_drift(self, loaded: LoadedModel, template: ChatTemplate) -> Outcome:
+        """0 by definition; its rows are the base model's own answers, on which every run is measured."""
+        prompts, limit = self.experiment.drift_prompts, self.experiment.drift_max_new_tokens
+        kl = KlToBase.prepare(loaded.model, WeightCopy({}), prompts, template, limit, BATCH_SIZE)
+        zeros = (0.0,) * len(prompts)
+        rows = [
+            {
+                "prompt": question_text(prompt.messages),
+                "answer": answer_text(template, answer_ids),
+                "score": 0.0,
+                "prompt_ids": list(prompt_ids),
+                "answer_ids": list(answer_ids),
+            }
+            for prompt, (prompt_ids, answer_ids) in zip(prompts, kl.base_pairs, strict=True)
+        ]
+        return Outcome(_DRIFT, {KL_VS_BASE.name: zeros, KL_BASE_VS_MODEL.name: zeros}, rows)
+
+    def _run_drift(self, loaded: LoadedModel, config: TrainingConfig) -> Outcome:
         """KL in both directions on the base's answers, one item a prompt.
 
         An item is the sum over the prompt's tokens / (tokens per prompt), so that the mean over the items is the
         mean over all tokens, as in monitoring.
         """
-        self._say("KL to base")
-        parts = response_kl(model, base, self._base_pairs)
+        base = WeightCopy.of(load_model(config).model)
+        parts = response_kl(loaded.model, base, self.base_pairs)
         tokens_per_prompt = sum(part.tokens for part in parts) / len(parts)
-        return {
-            KL_VS_BASE.name: Score.of([part.reverse / tokens_per_prompt for part in parts]),
-            KL_BASE_VS_MODEL.name: Score.of([part.forward / tokens_per_prompt for part in parts]),
+        scores = {
+            KL_VS_BASE.name: tuple(part.reverse / tokens_per_prompt for part in parts),
+            KL_BASE_VS_MODEL.name: tuple(part.forward / tokens_per_prompt for part in parts),
         }
-
-    def _template(self, loaded: LoadedModel) -> ChatTemplate:
-        return ChatTemplate(loaded.tokenizer, self._experiment.first_config.chat_template)
-
-    def _say(self, what: str) -> None:
-        self._console.print(f"  {what} …", highlight=False, markup=False)
+        rows = [{"score": value} for value in scores[KL_VS_BASE.name]]
+        return Outcome(_DRIFT, scores, rows)
 
 
-def _rows(items: Sequence[ResultItem]) -> list[dict[str, Any]]:
-    """As a result file would give them back: lists in place of tuples."""
-    return [json.loads(json.dumps(item.row())) for item in items]
+_DRIFT = (KL_VS_BASE, KL_BASE_VS_MODEL)
+
+
+@dataclass
+class _Model:
+    """A model that is loaded when something has to be asked, and merged when answers are."""
+
+    load: Callable[[], LoadedModel]
+    chat_template: str
+    merge: bool = False
+    _loaded: LoadedModel | None = None
+
+    @property
+    def loaded(self) -> LoadedModel:
+        self._loaded = self._loaded or self.load()
+        return self._loaded
+
+    @property
+    def merged(self) -> LoadedModel:
+        if self.merge:
+            self._loaded = replace(self.loaded, model=self.loaded.model.merge_and_unload())
+            self.merge = False
+        return self.loaded
+
+    @property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate(self.loaded.tokenizer, self.chat_template)
+
+
+def _together(outcomes: Mapping[str, Outcome], seconds: float) -> Evaluated:
+    return Evaluated(
+        measures=tuple(measure for outcome in outcomes.values() for measure in outcome.measures),
+        scores={name: values for outcome in outcomes.values() for name, values in outcome.scores.items()},
+        answers={name: outcome.rows for name, outcome in outcomes.items() if name != KL_VS_BASE.name},
+        failed={name: outcome.failed for name, outcome in outcomes.items() if outcome.failed},
+        seconds=seconds,
+    )
 
 
 def _without_adapter(config: TrainingConfig) -> TrainingConfig:

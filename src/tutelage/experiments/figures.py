@@ -4,7 +4,7 @@ Not here: numbers (`results.py`), the page they stand on (`report.py`).
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from tutelage.evaluation import Measure, Role, Unit
 from tutelage.experiments.results import ExperimentResults, ModelResult, Score
 from tutelage.experiments.sentences import level_text
-from tutelage.experiments.specification import BASE, Unit
+from tutelage.experiments.specification import BASE
 from tutelage.files import write_bytes
 
 BASE_COLOUR = "#767676"
-OBJECTIVE_COLOURS = {"sft": "#D55E00", "dft": "#0072B2", "sdft": "#009E73"}
+OBJECTIVE_COLOURS = {
+    "sft": "#D55E00",
+    "dft": "#0072B2",
+    "sdft": "#009E73",
+    "grpo": "#CC79A7",
+    "dpo": "#56B4E9",
+    "orpo": "#E69F00",
+}
 """Okabe and Ito's palette: told apart with every kind of colour vision. Markers differ too."""
-OBJECTIVE_MARKERS = {"sft": "o", "dft": "s", "sdft": "^"}
+OBJECTIVE_MARKERS = {"sft": "o", "dft": "s", "sdft": "^", "grpo": "P", "dpo": "v", "orpo": "X"}
 BASE_MARKER = "D"
+LINE_STYLES = ("-", "--", ":", "-.")
+"""Of several runs with one objective."""
 
 TRAJECTORIES_FILE = "training_trajectories.png"
 TRADEOFF_FILE = "tradeoff.png"
@@ -51,7 +61,37 @@ PANELS = (
     Panel("grad_norm", "Gradient norm", "before clipping"),
     Panel("weight_diff_norm", "Weight drift", "‖θ − θ₀‖ of the trained tensors"),
     Panel("kl_vs_base", "KL to base, everyday prompts", "KL(tuned ‖ base), nats per token"),
+    Panel("reward", "Mean reward of the rollouts", "the reward's own unit"),
+    Panel("rewards/margins", "Margin of chosen over rejected", "implicit reward, nats times β"),
 )
+DIRECTION = "cos_sim/"
+"""What the metrics of named directions begin with."""
+ON_THE_WAY = "score/"
+"""What curves of a measure over a run's checkpoints begin with."""
+
+
+def is_shown(metric: str) -> bool:
+    """Whether a curve of this metric is drawn where a run has one."""
+    return metric.startswith(DIRECTION) or any(panel.metric == metric for panel in PANELS)
+
+
+def panels_of(results: ExperimentResults) -> list[Panel]:
+    """The panels for which a run has a curve; one for each named direction."""
+    metrics = dict.fromkeys(name for run in results.runs for seed in run.finished for name in seed.curves)
+    directions = [
+        Panel(name, f"Cosine to '{name.removeprefix(DIRECTION)}'", "cos(mean hidden state, direction)")
+        for name in metrics
+        if name.startswith(DIRECTION)
+    ]
+    scores = [
+        Panel(f"{ON_THE_WAY}{measure.name}", _cap(measure.title), measure.unit.value, "step 0 is the base model")
+        for measure in results.measures
+    ]
+    return [panel for panel in (*PANELS, *directions, *scores) if panel.metric in metrics]
+
+
+def _cap(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 @dataclass(frozen=True)
@@ -92,15 +132,20 @@ def png(figure: Figure) -> bytes:
 
 def trajectories_figure(results: ExperimentResults, theme: Theme) -> Figure:
     """All panels side by side; the last place has the legend."""
-    figure = _figure((12.0, 6.6), theme)
-    figure.suptitle(f"Training trajectories: {results.model}, seed {results.seed}", color=theme.ink, fontsize=13)
-    axes = figure.subplots(2, 3)
-    places: list[Any] = list(axes.flat)
-    for panel, place in zip(PANELS, places, strict=False):
+    panels = panels_of(results)
+    rows = max(1, -(-(len(panels) + 1) // 3))
+    figure = _figure((12.0, 3.3 * rows), theme)
+    seeds = "seed" if len(results.seeds) == 1 else "seeds"
+    shown = ", ".join(map(str, results.seeds))
+    figure.suptitle(f"Training trajectories: {results.model}, {seeds} {shown}", color=theme.ink, fontsize=13)
+    places: list[Any] = list(figure.subplots(rows, 3, squeeze=False).flat)
+    for panel, place in zip(panels, places, strict=False):
         _draw_panel(place, panel, results.runs, theme)
-    legend_place = places[len(PANELS)]
-    legend_place.axis("off")
-    _add_legend(legend_place, results.runs, theme, loc="center", fontsize=12)
+    for place in places[len(panels) :]:
+        place.axis("off")
+    _add_legend(places[len(panels)], results.runs, theme, loc="center", fontsize=12)
+    if len(results.seeds) > 1:
+        places[len(panels)].set_title("lines: mean over seeds; bands: lowest to highest", fontsize=8, color=theme.ink)
     return figure
 
 
@@ -114,31 +159,49 @@ def panel_figure(results: ExperimentResults, panel: Panel, theme: Theme) -> Figu
 
 
 def tradeoff_figure(results: ExperimentResults, theme: Theme) -> Figure:
-    """New knowledge against KL to base, with the intervals of both; up and to the left is better."""
-    figure = _figure((7.0, 5.0), theme)
-    axes = figure.subplots()
-    drift = results.measure("kl_vs_base")
-    measures = [results.measure(name) for name in (results.task, results.task_again) if name]
-    models = [model for model in results.models if drift.name in model.scores]
-    for model in models:
-        for number, measure in reversed(list(enumerate(measures))):
+    """New knowledge against what was kept of the prior capability, and against KL to base, with intervals."""
+    task = results.of_role(Role.TASK)[:2]
+    prior = results.of_role(Role.PRIOR)[:1]
+    across = [*prior, results.measure("kl_vs_base")]
+    figure = _figure((5.6 * len(across) + 1.0, 4.8), theme)
+    for axes, measure in zip(figure.subplots(1, len(across), squeeze=False).flat, across, strict=True):
+        _draw_tradeoff(axes, results, task, measure, theme)
+    kinds = [f"filled: {task[0].title}", *(f"hollow: {measure.title}" for measure in task[1:])] if task else []
+    level = level_text(results.base.scores["kl_vs_base"].interval)
+    figure.text(0.99, 0.01, "; ".join([*kinds, f"bars: {level} intervals"]), ha="right", color=theme.ink, fontsize=8)
+    return figure
+
+
+def _draw_tradeoff(axes: Any, results: ExperimentResults, task: list[Measure], across: Measure, theme: Theme) -> None:
+    """The first task measure filled, the second hollow; better is up, and right of the base or left at its 0."""
+    drawn = [model for model in (results.base, *results.runs) if across.name in model.scores]
+    places: dict[str, tuple[float, float]] = {}
+    for model in drawn:
+        for number, measure in reversed(list(enumerate(task))):
+            if measure.name not in model.scores:
+                continue
             # The hollow marker is the larger one: where both are in the same place, both are seen.
             filling, size = (theme.paper, 12.0) if number > 0 else (colour_of(model), 8.0)
-            _draw_point(axes, model, model.scores[drift.name], model.scores[measure.name], filling, size)
-    widest = max(model.scores[drift.name].interval.high for model in models)
-    scale = widest if widest > 0 else 1.0
-    axes.set_xlim(-0.06 * scale, 1.12 * scale)
-    if results.measure(results.task).unit is Unit.SHARE:
-        axes.set_ylim(-0.06, 1.08)
-    _place_labels(axes, models, results, theme)
-    axes.set_title("New knowledge against drift: up and to the left is better", color=theme.ink, fontsize=11)
-    axes.set_xlabel(f"{drift.title} on everyday prompts ({drift.unit.value})")
-    axes.set_ylabel(f"new knowledge ({measures[0].unit.value})")
-    kinds = ["filled: " + measures[0].title, *(f"hollow: {measure.title}" for measure in measures[1:])]
-    level = level_text(models[0].scores[drift.name].interval)
-    figure.text(0.99, 0.01, f"{'; '.join(kinds)}; bars: {level} intervals", ha="right", color=theme.ink, fontsize=8)
+            _draw_point(axes, model, model.scores[across.name], model.scores[measure.name], filling, size)
+            places[model.name] = (model.scores[across.name].mean, model.scores[measure.name].mean)
+    if across.role is Role.DRIFT:
+        widest = max((model.scores[across.name].interval.high for model in drawn), default=0.0)
+        scale = widest if widest > 0 else 1.0
+        axes.set_xlim(-0.06 * scale, 1.12 * scale)
+        axes.set_title("New knowledge against drift: up and left is better", color=theme.ink, fontsize=11)
+        axes.set_xlabel(f"{across.title} on everyday prompts ({across.unit.value})")
+    else:
+        base = results.base.scores[across.name].mean
+        axes.axvline(base, color=BASE_COLOUR, linewidth=1.0, linestyle=":", zorder=1)
+        axes.set_title("New knowledge against prior: up and right is better", color=theme.ink, fontsize=11)
+        axes.set_xlabel(f"{across.title} ({across.unit.value}; dotted: base)")
+        axes.margins(x=0.18)
+    if task:
+        axes.set_ylabel(f"new knowledge ({task[0].unit.value})")
+        if task[0].unit is Unit.SHARE:
+            axes.set_ylim(-0.06, 1.08)
+    _place_labels(axes, places, theme)
     _style(axes, theme)
-    return figure
 
 
 def _figure(size: tuple[float, float], theme: Theme) -> Figure:
@@ -149,35 +212,57 @@ def _figure(size: tuple[float, float], theme: Theme) -> Figure:
 
 
 def _draw_panel(axes: Any, panel: Panel, runs: Sequence[ModelResult], theme: Theme) -> None:
-    last = max((curve[-1][0] for run in runs for curve in run.curves.values() if curve), default=1)
-    for run in runs:
-        curve = run.curves.get(panel.metric, [])
-        steps, values = [step for step, _ in curve], [value for _, value in curve]
-        few = len(curve) <= 12
+    shown = [(run, style, [seed.curves.get(panel.metric, []) for seed in run.finished]) for run, style in _styled(runs)]
+    last = max((curve[-1][0] for _, _, curves in shown for curve in curves if curve), default=1)
+    for run, style, curves in shown:
+        by_step: dict[int, list[float]] = {}
+        for curve in curves:
+            for step, value in curve:
+                by_step.setdefault(step, []).append(value)
+        steps = sorted(by_step)
+        means = [sum(by_step[step]) / len(by_step[step]) for step in steps]
+        few = len(steps) <= 12
         axes.plot(
             steps,
-            values,
+            means,
             color=colour_of(run),
             label=run.name,
             linewidth=1.8,
+            linestyle=style,
             marker=marker_of(run) if few else None,
             markersize=5,
         )
+        if len(curves) > 1:
+            lows, highs = [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]
+            axes.fill_between(steps, lows, highs, color=colour_of(run), alpha=0.18, linewidth=0)
         if not few:
-            axes.plot(steps[-1:], values[-1:], color=colour_of(run), marker=marker_of(run), markersize=6)
+            axes.plot(steps[-1:], means[-1:], color=colour_of(run), marker=marker_of(run), markersize=6)
     axes.set_title(panel.title, color=theme.ink, fontsize=11)
     axes.set_xlabel("optimizer step" + (f"\n{panel.remark}" if panel.remark else ""), fontsize=8)
     axes.set_ylabel(panel.unit, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(-0.03 * last, 1.03 * last)
-    highest = max((value for run in runs for _, value in run.curves.get(panel.metric, [])), default=0.0)
-    axes.set_ylim(0.0, 1.08 * highest if highest > 0 else 1.0)
+    values = [value for _, _, curves in shown for curve in curves for _, value in curve]
+    lowest, highest = min(values, default=0.0), max(values, default=0.0)
+    axes.set_ylim(1.08 * lowest if lowest < 0 else 0.0, 1.08 * highest if highest > 0 else 1.0 if lowest >= 0 else 0.0)
     _style(axes, theme)
+
+
+def _styled(runs: Sequence[ModelResult]) -> list[tuple[ModelResult, Any]]:
+    """Every run with a line style: the colour is the objective's, so runs of one objective differ in style."""
+    seen: dict[str | None, int] = {}
+    styled: list[tuple[ModelResult, Any]] = []
+    for run in runs:
+        number = seen.get(run.objective, 0)
+        seen[run.objective] = number + 1
+        styled.append((run, LINE_STYLES[number % len(LINE_STYLES)]))
+    return styled
 
 
 def _add_legend(axes: Any, runs: Sequence[ModelResult], theme: Theme, *, loc: str, fontsize: float) -> None:
     handles = [
-        Line2D([], [], color=colour_of(run), marker=marker_of(run), linewidth=1.8, label=run.name) for run in runs
+        Line2D([], [], color=colour_of(run), marker=marker_of(run), linewidth=1.8, linestyle=style, label=run.name)
+        for run, style in _styled(runs)
     ]
     axes.legend(handles=handles, loc=loc, frameon=False, fontsize=fontsize, labelcolor=theme.ink)
 
@@ -208,18 +293,17 @@ def _reach(score: Score) -> list[list[float]]:
     return [[max(0.0, interval.mean - interval.low)], [max(0.0, interval.high - interval.mean)]]
 
 
-def _place_labels(axes: Any, models: list[ModelResult], results: ExperimentResults, theme: Theme) -> None:
+def _place_labels(axes: Any, places: Mapping[str, tuple[float, float]], theme: Theme) -> None:
     """Names beside the filled markers, each lower than the one it would otherwise cover."""
     x_span, y_span = (high - low for low, high in (axes.get_xlim(), axes.get_ylim()))
     taken: list[tuple[float, float]] = []
-    for model in sorted(models, key=lambda model: -model.scores[results.task].mean):
-        x, y = model.scores["kl_vs_base"].mean, model.scores[results.task].mean
+    for name, (x, y) in sorted(places.items(), key=lambda place: -place[1][1]):
         offset = 8
-        while any(abs(x - u) < 0.13 * x_span and abs(y + offset / 280 * y_span - v) < 0.045 * y_span for u, v in taken):
+        while any(abs(x - u) < 0.16 * x_span and abs(y + offset / 270 * y_span - v) < 0.045 * y_span for u, v in taken):
             offset -= 15
-        taken.append((x, y + offset / 280 * y_span))
+        taken.append((x, y + offset / 270 * y_span))
         axes.annotate(
-            model.name, (x, y), xytext=(9, offset), textcoords="offset points", color=theme.ink, fontsize=11, zorder=4
+            name, (x, y), xytext=(9, offset), textcoords="offset points", color=theme.ink, fontsize=11, zorder=4
         )
 
 

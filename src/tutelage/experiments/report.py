@@ -12,19 +12,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from tutelage.evaluation import Measure, Role, Unit
 from tutelage.experiments.figures import (
     DARK,
     LIGHT,
-    PANELS,
     Theme,
     colour_of,
     panel_figure,
+    panels_of,
     png,
     tradeoff_figure,
 )
 from tutelage.experiments.results import ExperimentResults, ModelResult
 from tutelage.experiments.sentences import findings, interval_text, level_text, value_text
-from tutelage.experiments.specification import Measure
 from tutelage.files import write_text
 
 REPORT_FILE = "report.html"
@@ -37,7 +37,7 @@ class Cell:
     """One number of the table. value: as in `results.json`."""
 
     measure: Measure
-    value: float
+    value: float | None
     text: str
     interval: str
 
@@ -53,11 +53,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model answered, and whether that was right."""
+    """What one model answered. mark: `right`, `wrong`, or `value`, which `number` then holds."""
 
     name: str
     text: str
-    right: bool
+    mark: str
+    number: str
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,11 @@ def report_html(results: ExperimentResults) -> str:
         tradeoff=_picture("New knowledge against drift", *(tradeoff_figure(results, theme) for theme in _THEMES)),
         panels=[
             _picture(panel.title, *(panel_figure(results, panel, theme) for theme in _THEMES))
-            for panel in PANELS
-            if any(run.curves.get(panel.metric) for run in results.runs)
+            for panel in panels_of(results)
         ],
-        evaluations=[(results.measure(name), questions(results, shown, name)) for name in results.base.answers],
-        level=level_text(results.base.scores[results.task].interval),
+        evaluations=[(_titled(results, name), questions(results, shown, name)) for name in results.base.answers],
+        level=level_text(results.base.scores["kl_vs_base"].interval),
+        left_out=left_out(shown),
         samples_shown=SAMPLES_SHOWN,
         options=differing_options(results.runs),
         shared=shared_options(results.runs),
@@ -121,13 +122,20 @@ def questions(results: ExperimentResults, models: list[ModelResult], evaluation:
     asked: list[Question] = []
     for index, row in enumerate(results.base.answers[evaluation]):
         answers = [
-            Answer(name, rows[index]["answer"], rows[index]["score"] == 1.0)
+            Answer(name, rows[index]["answer"], *_mark(rows[index]["score"]))
             for name, rows in rows_of.items()
             if index < len(rows)
         ]
-        target = row["target"] if "target" in row else row["choices"][row["right"]]
-        asked.append(Question(row["prompt"][-1]["content"], target, answers))
+        target = row.get("target") or (row["choices"][row["right"]] if "choices" in row else "")
+        asked.append(Question(row["prompt"][-1]["content"] if row.get("prompt") else "", target, answers))
     return asked
+
+
+def _mark(score: float | None) -> tuple[str, str]:
+    """(class, text): right and wrong have marks, anything between or beyond is a number."""
+    if score in (0.0, 1.0):
+        return ("right" if score else "wrong"), ""
+    return "value", "–" if score is None else f"{score:.3g}"
 
 
 def differing_options(runs: list[ModelResult]) -> dict[str, list[Any]]:
@@ -147,16 +155,34 @@ _THEMES: tuple[Theme, Theme] = (LIGHT, DARK)
 
 
 def _row(results: ExperimentResults, model: ModelResult) -> Row:
-    cells = [
-        Cell(
-            measure,
-            model.scores[measure.name].mean,
-            value_text(model.scores[measure.name], measure),
-            interval_text(model.scores[measure.name].interval, measure),
-        )
-        for measure in results.measures
+    return Row(model, colour_of(model), [_cell(model, measure) for measure in results.measures])
+
+
+def _cell(model: ModelResult, measure: Measure) -> Cell:
+    score = model.scores.get(measure.name)
+    if score is None:
+        return Cell(measure, None, "–", "no item has a value in every seed")
+    return Cell(measure, score.mean, value_text(score, measure), interval_text(score.interval, measure))
+
+
+def _titled(results: ExperimentResults, evaluation: str) -> Measure:
+    """The measure an evaluation is named after; its first one, where it has several of other names."""
+    return next(
+        (measure for measure in results.measures if measure.name == evaluation),
+        next((measure for measure in results.measures if measure.name.startswith(f"{evaluation}.")), None)
+        or Measure(evaluation, evaluation, Role.TASK, Unit.OTHER),
+    )
+
+
+def left_out(models: list[ModelResult]) -> list[tuple[str, str, int]]:
+    """(model and seed, what, how often) of everything that evaluations had to leave out."""
+    return [
+        (f"{model.name}, seed {seed.seed}" if len(model.seeds) > 1 else model.name, f"{evaluation}: {what}", count)
+        for model in models
+        for seed in model.finished
+        for evaluation, counts in seed.failed.items()
+        for what, count in counts.items()
     ]
-    return Row(model, colour_of(model), cells)
 
 
 def _picture(title: str, light: Figure, dark: Figure) -> Picture:

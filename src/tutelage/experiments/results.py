@@ -6,25 +6,35 @@ Not here: getting the numbers (`evaluate.py`), saying what they mean (`sentences
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from tutelage.evaluation import Interval, bootstrap_difference, bootstrap_interval
-from tutelage.experiments.specification import BASE, Measure, Role, Unit
+from tutelage.evaluation import Interval, Measure, Role, bootstrap_difference, bootstrap_interval
+from tutelage.evaluation.results import read_measure
+from tutelage.experiments.specification import BASE
 from tutelage.files import write_json, write_text
 
 Curve = list[tuple[int, float]]
 """(optimizer step, value), in order."""
 
+Matrix = tuple[tuple[float, ...], ...]
+"""One row a seed, one column an item."""
+
 
 @cache
-def _difference(items: tuple[float, ...], others: tuple[float, ...]) -> Interval:
+def _difference(items: Matrix, others: Matrix) -> Interval:
     """Tables and sentences ask for the same ones again and again, and each takes ten thousand resamples."""
-    return bootstrap_difference([items], [others])
+    return bootstrap_difference(items, others)
+
+
+@cache
+def _interval(items: Matrix) -> Interval:
+    return bootstrap_interval(items)
 
 
 class Status(str, Enum):
@@ -36,14 +46,25 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Score:
-    """The items' values and their mean with its bootstrap interval (over items; one seed)."""
+    """The items' values, one row a seed, and their mean with its bootstrap interval over items and seeds.
 
-    items: tuple[float, ...]
-    interval: Interval
+    An item without a value (NaN) in some seed counts in none.
+    """
+
+    items: Matrix
 
     @classmethod
-    def of(cls, items: Sequence[float]) -> "Score":
-        return cls(tuple(items), bootstrap_interval([items]))
+    def of(cls, *seeds: Sequence[float]) -> "Score":
+        return cls(tuple(tuple(row) for row in seeds))
+
+    @cached_property
+    def interval(self) -> Interval:
+        return _interval(self._columns(self.valid))
+
+    @property
+    def valid(self) -> frozenset[int]:
+        """The items that have a value in every seed."""
+        return frozenset(index for index, column in enumerate(zip(*self.items, strict=True)) if _finite(column))
 
     @property
     def mean(self) -> float:
@@ -52,32 +73,71 @@ class Score:
     @property
     def counts(self) -> bool:
         """Every item is right or wrong, so that the score reads as `31 of 32`."""
-        return all(value in (0.0, 1.0) for value in self.items)
+        return all(value in (0.0, 1.0) for row in self.items for value in row)
 
     def difference(self, other: "Score") -> Interval:
-        """mean(self) − mean(other), paired by item."""
-        return _difference(self.items, other.items)
+        """mean(self) − mean(other), paired by item, over the items that both have."""
+        shared = self.valid & other.valid
+        return _difference(self._columns(shared), other._columns(shared))
+
+    def _columns(self, chosen: frozenset[int]) -> Matrix:
+        return tuple(tuple(row[index] for index in sorted(chosen)) for row in self.items)
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """The base model, or a run with one seed. Of a failed one, `error` says why and there are no scores.
+
+    scores: measure name to one value an item. failed: evaluation name to what it had to leave out. reused: it
+    was there already.
+    """
+
+    seed: int
+    status: Status = Status.FINISHED
+    error: str | None = None
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    failed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    run_path: str | None = None
+    reused: bool = False
+    training_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """The base model or one run. Of a failed run, `error` says why and there are no scores.
+    """The base model or one run with all its seeds. objective: `loss` of the config, None for the base.
 
-    scores: measure name to score. answers: evaluation name to one row an item. curves: metric name to curve.
-    objective: `loss` of the config, None for the base. seconds: of training and of evaluation.
+    answers: evaluation name to one row an item, of the first seed that finished.
     """
 
     name: str
     objective: str | None
-    status: Status = Status.FINISHED
-    error: str | None = None
-    scores: Mapping[str, Score] = field(default_factory=dict)
+    seeds: tuple[SeedResult, ...]
     answers: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    run_path: str | None = None
-    training_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
+
+    @property
+    def finished(self) -> tuple[SeedResult, ...]:
+        return tuple(seed for seed in self.seeds if seed.status is Status.FINISHED)
+
+    @property
+    def failed(self) -> tuple[SeedResult, ...]:
+        return tuple(seed for seed in self.seeds if seed.status is Status.FAILED)
+
+    @cached_property
+    def scores(self) -> Mapping[str, Score]:
+        """Of the measures that have a value for some item in every finished seed."""
+        if not self.finished:
+            return {}
+        names = [name for name in self.finished[0].scores if all(name in seed.scores for seed in self.finished)]
+        scores = {name: Score(tuple(tuple(seed.scores[name]) for seed in self.finished)) for name in names}
+        return {name: score for name, score in scores.items() if score.valid}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the first seed; the others differ in the seed alone."""
+        return self.seeds[0].config
 
 
 @dataclass(frozen=True)
@@ -87,10 +147,8 @@ class ExperimentResults:
     name: str
     title: str
     model: str
-    seed: int
+    seeds: tuple[int, ...]
     created: str
-    task: str
-    task_again: str | None
     measures: tuple[Measure, ...]
     models: tuple[ModelResult, ...]
     data: Mapping[str, str] = field(default_factory=dict)
@@ -105,15 +163,20 @@ class ExperimentResults:
 
     @property
     def runs(self) -> list[ModelResult]:
-        """The finished ones."""
-        return [model for model in self.models if model.name != BASE and model.status is Status.FINISHED]
+        """Those of which a seed finished."""
+        return [model for model in self.models if model.name != BASE and model.finished]
 
     @property
-    def failed(self) -> list[ModelResult]:
-        return [model for model in self.models if model.status is Status.FAILED]
+    def failed(self) -> list[tuple[ModelResult, SeedResult]]:
+        """Every run and seed that failed."""
+        return [(model, seed) for model in self.models for seed in model.failed]
 
     def measure(self, name: str) -> Measure:
         return next(measure for measure in self.measures if measure.name == name)
+
+    def of_role(self, role: Role) -> list[Measure]:
+        """The measures of a role, in order."""
+        return [measure for measure in self.measures if measure.role is role]
 
     # --- files ----------------------------------------------------------------------------------------------------
 
@@ -123,54 +186,85 @@ class ExperimentResults:
         write_text(folder / "results.csv", self.as_csv())
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` is the reverse."""
-        return json.loads(json.dumps(asdict(self), default=_plain))
+        """Plain values, with the means and intervals beside the items; `from_json` is the reverse."""
+        plain: dict[str, Any] = json.loads(json.dumps(_without_nan(asdict(self)), default=_plain))
+        for model, values in zip(self.models, plain["models"], strict=True):
+            values["summary"] = {name: asdict(score.interval) for name, score in model.scores.items()}
+        return plain
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ExperimentResults":
         """The results that `as_json` was made from."""
         read = dict(values)
-        read["measures"] = tuple(_measure(measure) for measure in values["measures"])
+        read["measures"] = tuple(read_measure(measure) for measure in values["measures"])
         read["models"] = tuple(_model(model) for model in values["models"])
+        read["seeds"] = tuple(values["seeds"])
         read["notes"], read["sources"] = tuple(values["notes"]), tuple(values["sources"])
         return cls(**read)
 
     def as_csv(self) -> str:
-        """One row a model and measure; differences are to the base. Failed runs have one row without numbers."""
+        """One row a model, seed and measure, and one for all seeds together (`all`), which has the intervals;
+        differences are to the base. Failed seeds have one row without numbers."""
         text = io.StringIO()
         writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for model in self.models:
-            head = {"model": model.name, "objective": model.objective or "", "status": model.status.value}
-            if model.status is Status.FAILED:
-                writer.writerow(head)
-            for measure in self.measures:
-                if measure.name in model.scores:
-                    writer.writerow(head | self._csv_numbers(model, measure))
+            head = {"model": model.name, "objective": model.objective or ""}
+            for seed in model.seeds:
+                row = head | {"seed": seed.seed, "status": seed.status.value}
+                if seed.status is Status.FAILED:
+                    writer.writerow(row)
+                for name, items in seed.scores.items():
+                    finite = [value for value in items if math.isfinite(value)]
+                    mean = sum(finite) / len(finite) if finite else ""
+                    writer.writerow(
+                        row
+                        | {"measure": name, "unit": self.measure(name).unit.value, "items": len(finite), "mean": mean}
+                    )
+            for name in model.scores:
+                writer.writerow(head | {"seed": "all", "status": "finished"} | self._csv_numbers(model, name))
         return text.getvalue()
 
-    def _csv_numbers(self, model: ModelResult, measure: Measure) -> dict[str, Any]:
-        score = model.scores[measure.name]
+    def _csv_numbers(self, model: ModelResult, name: str) -> dict[str, Any]:
+        score = model.scores[name]
         interval = score.interval
-        difference = score.difference(self.base.scores[measure.name])
-        return {
-            "measure": measure.name,
-            "unit": measure.unit.value,
-            "items": len(score.items),
+        numbers: dict[str, Any] = {
+            "measure": name,
+            "unit": self.measure(name).unit.value,
+            "items": len(score.valid),
             "mean": interval.mean,
             "low": interval.low,
             "high": interval.high,
             "level": interval.level,
-            "difference": difference.mean,
-            "difference_low": difference.low,
-            "difference_high": difference.high,
         }
+        base = self.base.scores.get(name)
+        if base is not None and base.valid & score.valid:
+            difference = score.difference(base)
+            numbers |= {
+                "difference": difference.mean,
+                "difference_low": difference.low,
+                "difference_high": difference.high,
+            }
+        return numbers
 
 
 CSV_COLUMNS = (
-    *("model", "objective", "status", "measure", "unit", "items"),
+    *("model", "objective", "seed", "status", "measure", "unit", "items"),
     *("mean", "low", "high", "level", "difference", "difference_low", "difference_high"),
 )
+
+
+def _finite(column: Sequence[float]) -> bool:
+    return all(math.isfinite(value) for value in column)
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN as None, which JSON has."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:
@@ -179,13 +273,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def _measure(values: Mapping[str, Any]) -> Measure:
-    return Measure(**{**values, "role": Role(values["role"]), "unit": Unit(values["unit"])})
-
-
 def _model(values: Mapping[str, Any]) -> ModelResult:
+    fields = {key: value for key, value in values.items() if key not in ("summary", "seeds")}
+    return ModelResult(**fields, seeds=tuple(_seed(seed) for seed in values["seeds"]))
+
+
+def _seed(values: Mapping[str, Any]) -> SeedResult:
     scores = {
-        name: Score(tuple(score["items"]), Interval(**score["interval"])) for name, score in values["scores"].items()
+        name: tuple(math.nan if item is None else item for item in items) for name, items in values["scores"].items()
     }
     curves = {name: [(step, value) for step, value in curve] for name, curve in values["curves"].items()}
-    return ModelResult(**{**values, "status": Status(values["status"]), "scores": scores, "curves": curves})
+    return SeedResult(**{**values, "status": Status(values["status"]), "scores": scores, "curves": curves})

@@ -6,9 +6,12 @@ Differences whose interval includes zero are said to be within noise. Not here: 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tutelage.evaluation import Interval
+from tutelage.evaluation import Interval, Measure, Role, Unit
 from tutelage.experiments.results import ExperimentResults, ModelResult, Score
-from tutelage.experiments.specification import KL_VS_BASE, Measure, Role, Unit
+from tutelage.experiments.specification import KL_VS_BASE
+
+FEW_SEEDS = 10
+"""Below this the report says what a bootstrap over so few seeds is worth."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,22 @@ def findings(results: ExperimentResults) -> Findings:
     learned = [_learned(results, measure) for measure in _measures(results, Role.TASK)]
     learned += _dft_remark(results)
     learned += [_check(results, measure) for measure in _measures(results, Role.CHECK)]
+    learned += [_answers(results, measure) for measure in _measures(results, Role.FREEFORM)]
     kept = [_drift(results), *(_kept(results, measure) for measure in _measures(results, Role.PRIOR))]
     return Findings(learned, [sentence for sentence in kept if sentence], [*results.notes, *_caveats(results)])
 
 
 def value_text(score: Score, measure: Measure) -> str:
-    """`31 of 32` where items are right or wrong, else a number."""
+    """`31 of 32` where items are right or wrong (over several seeds the mean count), else a number."""
     if measure.unit is Unit.SHARE and score.counts:
-        return f"{round(score.mean * len(score.items))} of {len(score.items)}"
+        items, seeds = len(score.valid), len(score.items)
+        return f"{score.mean * items:.{0 if seeds == 1 else 1}f} of {items}"
     return number_text(score.mean, measure)
 
 
 def number_text(value: float, measure: Measure) -> str:
     """As many digits as the unit bears. A KL a rounding error below zero is zero."""
-    digits = {Unit.SHARE: 2, Unit.LOG_PROB: 2, Unit.KL: 3}[measure.unit]
+    digits = {Unit.KL: 3, Unit.POINTS: 1}.get(measure.unit, 2)
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
@@ -96,9 +101,10 @@ def _dft_remark(results: ExperimentResults) -> list[str]:
     """Why dft is behind at new facts, or that here it is not."""
     sft = next((run for run in results.runs if run.objective == "sft"), None)
     dft = next((run for run in results.runs if run.objective == "dft"), None)
-    if sft is None or dft is None:
+    task = next(iter(_measures(results, Role.TASK)), None)
+    if sft is None or dft is None or task is None:
         return []
-    difference = dft.scores[results.task].difference(sft.scores[results.task])
+    difference = dft.scores[task.name].difference(sft.scores[task.name])
     reason = (
         "The dft objective weights a token by the model's own probability of it, so facts the model finds improbable "
         "hardly get a gradient"
@@ -106,6 +112,19 @@ def _dft_remark(results: ExperimentResults) -> list[str]:
     if difference.excludes_zero and difference.mean < 0:
         return [f"{reason}: it is no method for new knowledge, and {dft.name} trails {sft.name} here beyond noise."]
     return [f"{reason}; yet in this run {dft.name} is not behind {sft.name} beyond noise."]
+
+
+def _answers(results: ExperimentResults, measure: Measure) -> str:
+    """What judges made of open answers: neither better nor worse than the base, but more or less of it."""
+    base = results.base.scores[measure.name]
+    parts = [_against_base(run, base, measure) for run in results.runs]
+    return f"{_cap(measure.title)}, as judged: base {value_text(base, measure)}; {joined(parts)}."
+
+
+def _against_base(run: ModelResult, base: Score, measure: Measure) -> str:
+    score = run.scores[measure.name]
+    text = f"{run.name} {value_text(score, measure)}"
+    return text if score.difference(base).excludes_zero else f"{text} (within noise of base)"
 
 
 def _check(results: ExperimentResults, measure: Measure) -> str:
@@ -164,17 +183,28 @@ def _kept(results: ExperimentResults, measure: Measure) -> str:
 
 
 def _caveats(results: ExperimentResults) -> list[str]:
-    interval = results.base.scores[results.task].interval
+    level = level_text(results.base.scores[KL_VS_BASE.name].interval)
+    over = (
+        "over the items of one seed: what another seed would give is not in them"
+        if len(results.seeds) == 1
+        else f"over items and {len(results.seeds)} seeds"
+    )
     caveats = [
-        f"Intervals are {level_text(interval)} bootstrap intervals over the items of one seed: what another seed "
-        "would give is not in them. A difference is called within noise where the "
+        f"Intervals are {level} bootstrap intervals {over}. A difference is called within noise where the "
         "interval of the paired difference includes zero."
     ]
+    if 1 < len(results.seeds) < FEW_SEEDS:
+        caveats.append(
+            f"{len(results.seeds)} seeds say little of how far seeds differ: the bootstrap draws among these few, so "
+            "its intervals are too narrow where runs differ more by seed than by item."
+        )
     pinned = {
-        len(score.items)
+        len(score.valid)
         for model in results.models
         for measure in results.measures
-        if measure.unit is Unit.SHARE and (score := model.scores.get(measure.name)) and len(set(score.items)) == 1
+        if measure.unit is Unit.SHARE
+        and (score := model.scores.get(measure.name))
+        and len({value for row in score.items for value in row}) == 1
     }
     if pinned:
         items = min(pinned)
@@ -183,12 +213,20 @@ def _caveats(results: ExperimentResults) -> list[str]:
             "Where all items have the same score the bootstrap's interval has no width. With "
             f"{items} items, that still admits a true rate up to {bound * 100:.0f} % away."
         )
-    caveats += [f"{run.name} failed and is in no table or figure: {run.error}" for run in results.failed]
+    caveats += [
+        f"{model.name} with seed {seed.seed} failed and is in no table or figure: {seed.error}"
+        for model, seed in results.failed
+    ]
     return caveats
 
 
 def _measures(results: ExperimentResults, role: Role) -> list[Measure]:
-    return [measure for measure in results.measures if measure.role is role]
+    """Those that the base model and every run have a value of."""
+    return [
+        measure
+        for measure in results.of_role(role)
+        if all(measure.name in model.scores for model in (results.base, *results.runs))
+    ]
 
 
 def _cap(text: str) -> str:

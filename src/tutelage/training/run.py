@@ -55,6 +55,12 @@ class Run:
         return EventLog(self.path / "events.jsonl").read(*tags)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether it was trained to its end and its model is there."""
+        ends = self.events(Tag.END)
+        return bool(ends) and ends[-1].values["reason"] == "finished" and self.model_path.is_dir()
+
+    @property
     def metrics(self) -> dict[str, Any]:
         """The newest value of every training, evaluation and monitoring metric."""
         newest: dict[str, Any] = {}

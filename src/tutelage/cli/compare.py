@@ -1,0 +1,40 @@
+"""`tutelage compare`: its options. What it does is in `tutelage.experiments`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tutelage.cli.summary import print_summary, quiet_libraries
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(compare)
+
+
+def compare(
+    experiment: Annotated[Path, typer.Argument(help="A YAML file: base, runs, seeds, evaluate, monitor.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of runs, outcomes and report; unset, experiments/<name>.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check everything, show what would be done; do nothing.")
+    ] = False,
+) -> None:
+    """Train every run of an experiment with every seed, ask all models the same, and write one report."""
+    from tutelage.experiments import load_experiment, run_experiment
+
+    quiet_libraries()
+    loaded = load_experiment(experiment)
+    folder = output or Path("experiments") / loaded.name
+    if dry_run:
+        seeds = ", ".join(map(str, loaded.seeds))
+        print(f"{loaded.name}: {', '.join(loaded.runs)} with the seeds {seeds}, in {folder}")
+        print(f"evaluations: {', '.join(evaluation.title for evaluation in loaded.evaluations) or 'KL to base only'}")
+        return
+    results = run_experiment(loaded, folder, Console(stderr=True))
+    print_summary(results, folder)
+    if results.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,125 @@
+"""`experiment.yaml`: what may stand in it, and how it becomes an `Experiment`. Everything is checked here at once.
+
+Not here: what an entry of `evaluate` may be (`evaluation.suite`), what an option of a run may be (`config`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tutelage.config import TrainingConfig, config_beside, read_yaml
+from tutelage.config.training import sentence
+from tutelage.errors import ConfigError, nearest
+from tutelage.evaluation.suite import read_suite
+from tutelage.experiments.specification import Experiment, Texts
+from tutelage.monitoring import everyday_prompts, read_prompts
+
+MONITOR = {
+    "every": "monitoring_eval_steps",
+    "prompts": "monitoring_prompts",
+    "max_new_tokens": "monitoring_max_new_tokens",
+    "own_answers": "monitoring_own_answers",
+    "directions": "monitoring_directions",
+}
+"""What `monitor` may hold, and the option of a run it stands for."""
+
+LARGEST_SEED = 2**32 - 1
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+
+class Drift(BaseModel):
+    """On what the drift from the base model is measured at the end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: Path | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] = 48
+
+
+class ExperimentFile(BaseModel):
+    """The keys of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    base: dict[str, Any]
+    runs: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], dict[str, Any]]
+    seeds: list[Seed] = []
+    evaluate: dict[str, Any] = {}
+    monitor: dict[str, Any] = {}
+    drift: Drift = Drift()
+    run_on: Literal["local"] = "local"
+    title: str | None = None
+    introduction: str = ""
+    notes: list[str] = []
+    sources: list[str] = []
+
+
+def load_experiment(path: Path) -> Experiment:
+    """The experiment in a YAML file. Input files in it are relative to the file's folder.
+
+    Every run's config, every evaluation and every file they name is read and checked. Raises ConfigError, DataError.
+    """
+    content = read_yaml(path)
+    for key in content:
+        if key not in ExperimentFile.model_fields:
+            raise ConfigError(f"{path}: '{key}' is not known{nearest(key, ExperimentFile.model_fields)}")
+    try:
+        file = ExperimentFile(**content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {sentence(error)}") from error
+    seeds = file.seeds or [int(file.base.get("seed", TrainingConfig.model_fields["seed"].default))]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{path}: seeds: {seeds} names one twice; name each once")
+    for name, options in file.runs.items():
+        if "seed" in options:
+            raise ConfigError(f"{path}: runs.{name}: 'seed' stands in 'seeds', for all runs; move it there")
+    monitored = _monitor_options(file.monitor, path)
+    evaluate = dict(file.evaluate)
+    every = evaluate.pop("every", None)
+    if every is not None and (not isinstance(every, int) or every < 1):
+        raise ConfigError(f"{path}: evaluate.every: {every!r} does not fit; give a number of steps, 1 or more")
+    prompts = everyday_prompts() if file.drift.prompts is None else read_prompts(path.parent / file.drift.prompts)
+    runs = {
+        name: {seed: _config(path, name, seed, file.base | monitored | options, every) for seed in seeds}
+        for name, options in file.runs.items()
+    }
+    try:
+        return Experiment(
+            name=file.name,
+            texts=Texts(file.title or file.name, file.introduction, tuple(file.notes), tuple(file.sources)),
+            runs=runs,
+            evaluations=tuple(read_suite(evaluate, path.parent, str(path))),
+            drift_prompts=tuple(prompts),
+            drift_max_new_tokens=file.drift.max_new_tokens,
+            evaluate_every=every,
+            data_files=_files(runs, file, path.parent),
+        )
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+
+
+def _config(path: Path, name: str, seed: int, options: Mapping[str, Any], every: int | None) -> TrainingConfig:
+    if "output_dir" in options:
+        raise ConfigError(f"{path}: runs.{name}: 'output_dir' is set by the comparison; leave it out")
+    if every is not None:
+        options = {**options, "save_steps": every}
+    return config_beside({**options, "seed": seed}, path.parent, f"{path}: runs.{name}")
+
+
+def _monitor_options(monitor: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    for key in monitor:
+        if key not in MONITOR:
+            raise ConfigError(f"{path}: monitor: '{key}' is not known{nearest(key, MONITOR)}")
+    return {MONITOR[key]: value for key, value in monitor.items()}
+
+
+def _files(runs: Mapping[str, Mapping[int, TrainingConfig]], file: ExperimentFile, folder: Path) -> tuple[Path, ...]:
+    configs = [config for seeds in runs.values() for config in seeds.values()]
+    found = {path for config in configs for path in (config.training_file, config.test_file) if path is not None}
+    if file.drift.prompts is not None:
+        found.add(folder / file.drift.prompts)
+    return tuple(sorted(found))
