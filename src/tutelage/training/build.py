@@ -11,6 +11,7 @@ from tutelage.errors import ConfigError
 from tutelage.events import EventLog
 from tutelage.files import JsonLinesFile
 from tutelage.models import LoadedModel
+from tutelage.monitoring import PROJECT
 from tutelage.training.base_trainer import BaseTrainer
 from tutelage.training.inputs import TrainingInputs
 from tutelage.training.sdft_trainer import SdftTrainer
@@ -66,6 +67,8 @@ def training_arguments(config: TrainingConfig, run: Path, has_test_file: bool) -
             save_total_limit=None,  # `KeepNewest` deletes old checkpoints, after the new one is complete
             eval_strategy=config.test_file_eval_strategy if has_test_file else "no",
             eval_steps=config.test_file_eval_steps,
+            run_name=run.name,
+            project=PROJECT,
             report_to="none",  # `monitoring.Sinks` drives them, so that one that fails cannot stop the run
             remove_unused_columns=False,
             label_names=[],
