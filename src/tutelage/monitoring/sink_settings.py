@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, MLflowCallback
 from transformers.trainer_callback import TrainerCallback
 
@@ -42,6 +43,7 @@ DEFAULTS: Mapping[str, Callable[[Path], dict[str, str]]] = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(MLFLOW_RETRIES),
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(MLFLOW_TIMEOUT_SECONDS),
         "MLFLOW_DISABLE_TELEMETRY": "true",  # it would write to the home folder, and to the network
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
     },
     "trackio": lambda run: {"TRACKIO_DIR": str(run / "trackio")},
 }
@@ -89,8 +91,9 @@ def printed_to_log(sink: str) -> Iterator[None]:
         with contextlib.redirect_stdout(printed):
             yield
     finally:
-        for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
-            logger.info("%s: %s", sink, line)
+        for line in Text.from_ansi(printed.getvalue()).plain.splitlines():
+            if line.strip():
+                logger.info("%s: %s", sink, line.strip())
 
 
 def _require_writable(folder: Path) -> None:
@@ -113,6 +116,7 @@ def _wandb_run(run: Path) -> Iterator[None]:
     try:
         if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):  # never a question nobody answers
             os.environ["WANDB_MODE"] = "offline"
+            os.environ.setdefault("WANDB_QUIET", "true")
             wandb.teardown()  # it has read its settings already
             logger.info(
                 "wandb: no API key, so offline; send it later with `wandb sync %s`",
@@ -155,6 +159,9 @@ def _mlflow_run(run: Path) -> Iterator[None]:
     if mlflow.active_run() is not None:  # the caller's own: it gets the values, and stays open
         yield
         return
+    database = mlflow.get_tracking_uri().partition("sqlite:///")[2]
+    if database:  # mlflow would try for two minutes to open one that it cannot write
+        _require_writable(Path(database).parent)
     client = mlflow.MlflowClient()
     try:
         mlflow.start_run(experiment_id=_mlflow_experiment(client, run), run_name=run.name)
