@@ -42,6 +42,7 @@ DEFAULTS: Mapping[str, Callable[[Path], dict[str, str]]] = {
         "MLFLOW_TRACKING_URI": _mlflow_database(run),  # its store of plain files is about to be removed
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(MLFLOW_RETRIES),
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(MLFLOW_TIMEOUT_SECONDS),
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",  # it would write to the home folder, and to the network
         "MLFLOW_LOGGING_LEVEL": "WARNING",
     },
@@ -114,7 +115,9 @@ def _wandb_run(run: Path) -> Iterator[None]:
         yield
         return
     try:
-        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):  # never a question nobody answers
+        # With a key in sight `login` would ask the server, as `init` does anyhow. It never asks the user here.
+        decided = os.environ.keys() & {"WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"}
+        if not decided and not wandb.login(prompt=False, verify=False):
             os.environ["WANDB_MODE"] = "offline"
             os.environ.setdefault("WANDB_QUIET", "true")
             wandb.teardown()  # it has read its settings already
@@ -195,7 +198,7 @@ def _mlflow_experiment(client: Any, run: Path) -> str | None:
 @contextlib.contextmanager
 def _trackio_run(run: Path) -> Iterator[None]:
     """trackio reads TRACKIO_DIR once, when it is imported, into a constant of each module: they are set for the run."""
-    import trackio.utils
+    import trackio  # pyright: ignore[reportMissingImports] - not in every environment
 
     folder = Path(os.environ["TRACKIO_DIR"]).expanduser()
     places = {"TRACKIO_DIR": folder, "MEDIA_DIR": folder / "media", "ARTIFACTS_DIR": folder / "artifacts"}
