@@ -108,7 +108,8 @@ def test_a_sink_is_left_alone_after_three_failures_in_a_row(
     assert tries == [1, 2, 3, 4, 5, 6]
     [warning] = events.read(Tag.WARNING)
     assert warning.values["message"] == (
-        "sink stub failed in on_log (TimeoutError: no answer); training goes on, and after 3 failures in a row without it"
+        "sink stub failed in on_log (TimeoutError: no answer); training goes on, "
+        "and after 3 failures in a row without it"
     )
 
 
