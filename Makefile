@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 # Axolotl pins its own versions of nearly everything: an environment of its own.
 AXOLOTL_VENV ?= .venv-axolotl
 AXOLOTL_PINS := tests/real_axolotl/constraints.txt
+# trackio wants an older Pillow than constraints.txt has: a small environment in front of the other one.
+TRACKIO_VENV ?= .venv-trackio
 # Passed on: make demo ARGS="--runs sft,sdft --max-steps 20"; make test ARGS="-k config".
 ARGS ?=
 
@@ -25,7 +27,7 @@ export PIP_NO_INPUT := 1
 
 timed = trap 'echo "make $@: $$SECONDS s"' EXIT
 
-.PHONY: help environment demo test test-axolotl check lint format types imports spelling clean
+.PHONY: help environment demo test test-axolotl test-trackio check lint format types imports spelling clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,6 +41,9 @@ test: $(VENV)/dev.stamp  ## Run the whole test suite
 test-axolotl: $(VENV)/dev.stamp $(AXOLOTL_VENV)/installed.stamp  ## Run the Axolotl plugin in a real Axolotl
 	@$(timed); TUTELAGE_AXOLOTL_PYTHON=$(AXOLOTL_VENV)/bin/python HF_HUB_OFFLINE=1 \
 	  $(BIN)/python -m pytest tests/real_axolotl $(ARGS)
+
+test-trackio: $(TRACKIO_VENV)/installed.stamp  ## Run the tests of the sinks with trackio among them
+	@$(timed); HF_HUB_OFFLINE=1 $(TRACKIO_VENV)/bin/python -m pytest tests/e2e/test_sinks.py -k "trackio or all_sinks" $(ARGS)
 
 check: $(VENV)/dev.stamp  ## Lint, format, types, layers, spelling
 	@$(timed); $(MAKE) --no-print-directory lint format types imports spelling
@@ -61,7 +66,7 @@ spelling: $(VENV)/dev.stamp
 environment: $(VENV)/dev.stamp  ## Build .venv with everything, for an editor
 
 clean:  ## Remove the environment and caches; demo/ and runs/ stay
-	@$(timed); rm -rf $(VENV) $(AXOLOTL_VENV) build dist src/*.egg-info \
+	@$(timed); rm -rf $(VENV) $(AXOLOTL_VENV) $(TRACKIO_VENV) build dist src/*.egg-info \
 	  .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage; \
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -81,6 +86,17 @@ $(AXOLOTL_VENV)/installed.stamp: $(AXOLOTL_PINS)
 	$(require_python); \
 	rm -rf $(AXOLOTL_VENV); $(PYTHON) -m venv $(AXOLOTL_VENV); \
 	$(AXOLOTL_VENV)/bin/python -m pip install --progress-bar off -c $(AXOLOTL_PINS) torch axolotl | $(show_packages)
+	@touch $@
+
+$(TRACKIO_VENV)/installed.stamp: $(VENV)/dev.stamp tests/e2e/constraints-trackio.txt
+	@trap 'echo "environment of trackio: $$SECONDS s"' EXIT; \
+	echo "environment: $(TRACKIO_VENV) with trackio and Pillow, the rest from $(VENV); about 80 MB, some seconds"; \
+	rm -rf $(TRACKIO_VENV); $(PYTHON) -m venv $(TRACKIO_VENV); \
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	echo "import site; site.addsitedir('$$($(abspath $(BIN))/python -c "$$site")')" \
+	  > "$$($(TRACKIO_VENV)/bin/python -c "$$site")/development.pth"; \
+	{ grep -v '^pillow==' constraints.txt; cat tests/e2e/constraints-trackio.txt; } > $(TRACKIO_VENV)/constraints.txt; \
+	$(TRACKIO_VENV)/bin/python -m pip install --progress-bar off -c $(TRACKIO_VENV)/constraints.txt trackio | $(show_packages)
 	@touch $@
 
 define install

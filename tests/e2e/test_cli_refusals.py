@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("training began")
 
     monkeypatch.setattr(Trainer, "train", train)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # a sink that is not installed
 
 
 def assert_refused(done: Finished, *fragments: str) -> None:
@@ -349,6 +351,7 @@ def test_a_corrected_config_runs_in_the_same_folder(
 ) -> None:
     """A start that failed leaves nothing in the way of the next one."""
     monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "wandb", None)
     config = config_file(tmp_path, report_to=["wandb"])
     assert_refused(terminal("train", config), "report_to: wandb")
     write_rows(tmp_path / "rows.jsonl")

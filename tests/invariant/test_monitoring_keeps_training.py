@@ -67,7 +67,7 @@ def everything_measured(folder: Path) -> dict[str, Any]:
 def train(folder: Path, is_peft: bool, options: dict[str, Any]) -> tuple[dict[str, Tensor], EventLog]:
     events = EventLog(folder / "events.jsonl")
     config = TrainingConfig(model="m", training_file=folder / "rows.jsonl", **options)
-    sinks = Sinks(["wandb"] if options else [], events)
+    sinks = Sinks(["drawing"] if options else [], events)
     samples = JsonLinesFile(folder / "samples.jsonl")
     monitor = Monitor(config, ChatTemplate(tiny_tokenizer()), events, samples, sinks)
     model = new_model(is_peft)
@@ -96,7 +96,7 @@ def train(folder: Path, is_peft: bool, options: dict[str, Any]) -> tuple[dict[st
 def test_weights_are_bit_equal_with_monitoring_on_and_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_peft: bool
 ):
-    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "wandb", Drawing)
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "drawing", Drawing)
     for name in ("off", "on"):
         (tmp_path / name).mkdir()
     plain, _ = train(tmp_path / "off", is_peft, {})

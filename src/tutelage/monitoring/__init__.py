@@ -5,9 +5,11 @@ from tutelage.monitoring.drift import delta_w_norm, weight_diff_norm
 from tutelage.monitoring.kl import KlToBase
 from tutelage.monitoring.log_probs import AnswerScores, AnswerSet
 from tutelage.monitoring.prompts import everyday_prompts, read_prompts
+from tutelage.monitoring.sink_settings import PROJECT
 from tutelage.monitoring.sinks import Sinks
 
 __all__ = [
+    "PROJECT",
     "AnswerScores",
     "AnswerSet",
     "KlToBase",

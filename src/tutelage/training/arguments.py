@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from tutelage.config import TrainingConfig
 from tutelage.errors import ConfigError
+from tutelage.monitoring import PROJECT
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -44,6 +45,8 @@ def build_arguments(
             save_total_limit=None,  # `KeepNewest` deletes old checkpoints, after the new one is complete
             eval_strategy=config.test_file_eval_strategy if has_test_file else "no",
             eval_steps=config.test_file_eval_steps,
+            run_name=run.name,
+            project=PROJECT,
             report_to="none",  # `monitoring.Sinks` drives them, so that one that fails cannot stop the run
             remove_unused_columns=False,
             label_names=[],

@@ -149,7 +149,7 @@ def _run_trainer(
         trainer.add_callback(callback)
     reason = "failed"
     try:
-        with stop:
+        with stop, sinks:
             if checkpoint is not None and is_last(checkpoint):
                 _load_last(trainer, checkpoint)
             else:
