@@ -1,14 +1,22 @@
 """Made-up results of an experiment, for tests of tables, sentences, figures and the page."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from tutelage.evaluation import Measure, Role, Unit
 from tutelage.experiments import ExperimentResults
-from tutelage.experiments.demo import CAPITALS, CAPITALS_LOG_PROB, PARAPHRASE, TRAINED, UNSEEN
-from tutelage.experiments.results import ModelResult, Score, Status
+from tutelage.experiments.results import ModelResult, Score, SeedResult, Status
 from tutelage.experiments.specification import BASE, KL_BASE_VS_MODEL, KL_VS_BASE
 
+TRAINED = Measure("trained", "trained question", Role.TASK, Unit.SHARE, "The trained questions.")
+PARAPHRASE = Measure("paraphrase", "paraphrase", Role.TASK, Unit.SHARE)
+UNSEEN = Measure("unseen", "unseen country", Role.CHECK, Unit.SHARE, higher_is_better=None)
+CAPITALS = Measure("capitals", "capitals", Role.PRIOR, Unit.SHARE)
+CAPITALS_LOG_PROB = Measure("capitals_log_prob", "log-prob of the right capital", Role.PRIOR, Unit.LOG_PROB)
 MEASURES = (TRAINED, PARAPHRASE, UNSEEN, CAPITALS, CAPITALS_LOG_PROB, KL_VS_BASE, KL_BASE_VS_MODEL)
+
+SEED = 7
 
 
 def right(count: int, items: int = 32) -> Score:
@@ -36,19 +44,18 @@ def made_up_model(name: str, objective: str | None, trained: int, paraphrase: in
         ]
     }
     curve = [(step, kl * step) for step in range(3)]
-    return ModelResult(
-        name,
-        objective,
-        scores={
-            "trained": right(trained),
-            "paraphrase": right(paraphrase),
-            "unseen": right(0),
-            "capitals": right(108, 120),
-            "capitals_log_prob": spread(-4.0, 120),
-            "kl_vs_base": spread(kl),
-            "kl_base_vs_model": spread(2 * kl),
-        },
-        answers=answers,
+    scores = {
+        "trained": right(trained),
+        "paraphrase": right(paraphrase),
+        "unseen": right(0),
+        "capitals": right(108, 120),
+        "capitals_log_prob": spread(-4.0, 120),
+        "kl_vs_base": spread(kl),
+        "kl_base_vs_model": spread(2 * kl),
+    }
+    seed = SeedResult(
+        SEED,
+        scores={name: score.items[0] for name, score in scores.items()},
         curves={"loss": curve, "nll": curve, "grad_norm": curve, "weight_diff_norm": curve, "kl_vs_base": curve}
         if objective
         else {},
@@ -57,6 +64,7 @@ def made_up_model(name: str, objective: str | None, trained: int, paraphrase: in
         training_seconds=90.0,
         evaluation_seconds=20.0,
     )
+    return ModelResult(name, objective, (seed,), answers)
 
 
 def made_up_base() -> ModelResult:
@@ -64,7 +72,15 @@ def made_up_base() -> ModelResult:
 
 
 def made_up_failure() -> ModelResult:
-    return ModelResult("dft", "dft", Status.FAILED, "RuntimeError: no <memory> left", config={"loss": "dft"})
+    failed = SeedResult(SEED, Status.FAILED, "RuntimeError: no <memory> left", config={"loss": "dft"})
+    return ModelResult("dft", "dft", (failed,))
+
+
+def made_up_seeds(name: str, objective: str, *trained: int) -> ModelResult:
+    """A run with as many seeds as there are counts of right answers; KL 0.1, 0.2, …"""
+    parts = [made_up_model(name, objective, count, count, 0.1 * (i + 1)) for i, count in enumerate(trained)]
+    seeds = tuple(replace(part.seeds[0], seed=i + 1) for i, part in enumerate(parts))
+    return ModelResult(name, objective, seeds, parts[0].answers)
 
 
 def made_up_results(*runs: ModelResult) -> ExperimentResults:
@@ -78,10 +94,8 @@ def made_up_results(*runs: ModelResult) -> ExperimentResults:
         name="made-up",
         title="Made up <for tests>",
         model="smollm2",
-        seed=7,
+        seeds=tuple(dict.fromkeys(seed.seed for run in shown for seed in run.seeds)),
         created="2026-01-01T00:00:00+00:00",
-        task="trained",
-        task_again="paraphrase",
         measures=MEASURES,
         models=(made_up_base(), *shown),
         data={"train.jsonl": "0a" * 32},

@@ -1,26 +1,35 @@
 """The page and the figures: numbers from the results, nothing from outside, nothing unescaped."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from matplotlib.colors import to_hex
 
-from tests.made_up import made_up_failure, made_up_model, made_up_results
+from tests.made_up import made_up_failure, made_up_model, made_up_results, made_up_seeds
 from tutelage.config import OBJECTIVES
 from tutelage.experiments.figures import (
     DARK,
     LIGHT,
     OBJECTIVE_COLOURS,
     OBJECTIVE_MARKERS,
-    PANELS,
+    Panel,
     panel_figure,
+    panels_of,
     tradeoff_figure,
     trajectories_figure,
     write_figures,
 )
 from tutelage.experiments.report import differing_options, questions, report_html, shared_options
+
+SHOWN = ("loss", "nll", "grad_norm", "weight_diff_norm", "kl_vs_base")
+"""What made-up runs have curves of."""
+
+
+def panels() -> list[Panel]:
+    return panels_of(made_up_results())
 
 
 class Page(HTMLParser):
@@ -70,7 +79,7 @@ def test_the_page_is_for_phones_paper_and_dark_rooms(html: str) -> None:
     assert "@media print" in html
     assert "@media (prefers-color-scheme: dark)" in html
     dark = [attrs for tag, attrs in Page(html).tags if tag == "source"]
-    assert len(dark) == 1 + len(PANELS)
+    assert len(dark) == 1 + len(SHOWN)
 
 
 def test_text_of_models_is_escaped(html: str) -> None:
@@ -92,11 +101,11 @@ def test_answers_stand_side_by_side_in_the_order_of_the_data() -> None:
     results = made_up_results()
     asked = questions(results, [results.base, *results.runs], "trained")
     assert [item.text for item in asked] == [f"question {index}" for index in range(32)]
-    assert [(answer.name, answer.right) for answer in asked[20].answers] == [
-        ("base", False),
-        ("sft", True),
-        ("dft", False),
-        ("sdft", True),
+    assert [(answer.name, answer.mark) for answer in asked[20].answers] == [
+        ("base", "wrong"),
+        ("sft", "right"),
+        ("dft", "wrong"),
+        ("sdft", "right"),
     ]
 
 
@@ -113,19 +122,22 @@ def test_each_objective_has_a_colour_and_a_marker_of_its_own() -> None:
 
 def test_trajectories_have_a_panel_for_each_metric_with_labels_and_colours() -> None:
     figure = trajectories_figure(made_up_results(), LIGHT)
-    panels = figure.axes[: len(PANELS)]
-    assert [axes.get_title() for axes in panels] == [panel.title for panel in PANELS]
-    for axes, panel in zip(panels, PANELS, strict=True):
+    drawn = figure.axes[: len(SHOWN)]
+    assert tuple(panel.metric for panel in panels()) == SHOWN
+    assert [axes.get_title() for axes in drawn] == [panel.title for panel in panels()]
+    for axes, panel in zip(drawn, panels(), strict=True):
         assert axes.get_xlabel().startswith("optimizer step")
         assert axes.get_ylabel() == panel.unit
         colours = {line.get_label(): to_hex(line.get_color()).upper() for line in axes.lines}
-        assert colours == OBJECTIVE_COLOURS
-    drift = panels[-1].lines[0]
+        assert colours == {name: OBJECTIVE_COLOURS[name] for name in ("sft", "dft", "sdft")}
+    drift = drawn[-1].lines[0]
     assert [list(drift.get_xdata()), list(drift.get_ydata())] == [[0, 1, 2], [0.0, 0.3, 0.6]]
 
 
 def test_tradeoff_marks_every_model_at_its_numbers() -> None:
-    axes = tradeoff_figure(made_up_results(), LIGHT).axes[0]
+    against_prior, axes = tradeoff_figure(made_up_results(), LIGHT).axes
+    assert against_prior.get_xlabel() == "capitals (share of items; dotted: base)"
+    assert {text.get_text() for text in against_prior.texts} == {"base", "sft", "dft", "sdft"}
     points = {
         (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines if len(line.get_xdata()) == 1
     }
@@ -148,10 +160,33 @@ def test_figures_of_runs_that_did_not_move(tmp_path: Path) -> None:
 
 def test_all_panels_have_the_same_steps() -> None:
     """Losses start at step 1 and drift at step 0: without a common axis, one step would be a point in the void."""
-    axes = trajectories_figure(made_up_results(), LIGHT).axes[: len(PANELS)]
-    assert [panel.get_xlim() for panel in axes] == [pytest.approx((-0.06, 2.06))] * len(PANELS)
+    axes = trajectories_figure(made_up_results(), LIGHT).axes[: len(SHOWN)]
+    assert [panel.get_xlim() for panel in axes] == [pytest.approx((-0.06, 2.06))] * len(SHOWN)
+
+
+def test_seeds_are_a_line_of_their_mean_in_a_band_from_lowest_to_highest() -> None:
+    """KL at step 2 is 0.2 and 0.4."""
+    results = made_up_results(made_up_seeds("sft", "sft", 30, 32))
+    axes = trajectories_figure(results, LIGHT).axes[len(SHOWN) - 1]
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([0.0, 0.15, 0.3])
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert {round(float(y), 9) for x, y in corners if x == 2.0} == {0.2, 0.4}
+
+
+def test_runs_of_one_objective_share_its_colour_and_differ_in_style() -> None:
+    results = made_up_results(made_up_model("slow", "sft", 30, 30, 0.3), made_up_model("fast", "sft", 32, 32, 0.6))
+    lines = trajectories_figure(results, LIGHT).axes[0].lines
+    assert {to_hex(line.get_color()).upper() for line in lines} == {OBJECTIVE_COLOURS["sft"]}
+    assert [line.get_linestyle() for line in lines] == ["-", "--"]
+
+
+def test_what_had_to_be_left_out_is_on_the_page() -> None:
+    model = made_up_model("sft", "sft", 30, 30, 0.3)
+    seed = replace(model.seeds[0], failed={"questions": {"polite: no answer": 3}})
+    html = report_html(made_up_results(replace(model, seeds=(seed,))))
+    assert "<li>sft: questions: polite: no answer, 3 times</li>" in html
 
 
 def test_a_panel_alone_is_as_the_theme_says() -> None:
-    figure = panel_figure(made_up_results(), PANELS[0], DARK)
+    figure = panel_figure(made_up_results(), panels()[0], DARK)
     assert to_hex(figure.get_facecolor()) == DARK.paper

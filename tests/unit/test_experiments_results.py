@@ -3,11 +3,12 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from tests.made_up import made_up_base, made_up_failure, made_up_model, made_up_results, right
+from tests.made_up import made_up_base, made_up_failure, made_up_model, made_up_results, made_up_seeds, right
 from tutelage.experiments import ExperimentResults
 from tutelage.experiments.results import CSV_COLUMNS, Score
 
@@ -28,28 +29,50 @@ def test_differences_are_paired_by_item() -> None:
     assert difference.excludes_zero
 
 
+def test_an_item_without_a_value_in_a_seed_counts_in_none() -> None:
+    score = Score.of([1.0, math.nan, 0.5], [0.0, 1.0, 0.5])
+    assert score.valid == {0, 2}
+    assert score.mean == pytest.approx((1.0 + 0.5 + 0.0 + 0.5) / 4)
+    other = Score.of([0.0, 0.0, math.nan])
+    assert score.difference(other).mean == pytest.approx(0.5)  # the first item alone
+
+
+def test_seeds_widen_the_interval() -> None:
+    """The same items in every seed: what differs is the seed alone, drawn among 0 and 1."""
+    apart, alike = Score.of([0.0] * 50, [1.0] * 50), Score.of([0.5] * 50, [0.5] * 50)
+    assert (apart.interval.low, apart.interval.high) == (0.0, 1.0)
+    assert (alike.interval.low, alike.interval.high) == (0.5, 0.5)
+
+
 def test_json_and_back() -> None:
     results = made_up_results(made_up_model("sft", "sft", 32, 31, 0.3), made_up_failure())
     assert ExperimentResults.from_json(json.loads(json.dumps(results.as_json()))) == results
 
 
-def test_csv_has_a_row_for_each_model_and_measure() -> None:
-    results = made_up_results()
+def test_csv_has_a_row_for_each_model_seed_and_measure_and_one_for_all_seeds() -> None:
+    results = made_up_results(made_up_seeds("sft", "sft", 30, 32), made_up_model("dft", "dft", 14, 12, 0.25))
     rows = list(csv.DictReader(io.StringIO(results.as_csv())))
     assert tuple(rows[0]) == CSV_COLUMNS
-    assert [(row["model"], row["measure"]) for row in rows] == [
-        (model, measure.name) for model in ("base", "sft", "dft", "sdft") for measure in results.measures
+    names = [measure.name for measure in results.measures]
+    expected = [
+        ("base", "7"),
+        ("base", "all"),
+        ("sft", "1"),
+        ("sft", "2"),
+        ("sft", "all"),
+        ("dft", "7"),
+        ("dft", "all"),
     ]
-    for row in rows:
-        model = next(model for model in results.models if model.name == row["model"])
-        interval = model.scores[row["measure"]].interval
-        assert (float(row["mean"]), float(row["low"]), float(row["high"])) == (
-            interval.mean,
-            interval.low,
-            interval.high,
-        )
-    sft = next(row for row in rows if (row["model"], row["measure"]) == ("sft", "trained"))
-    assert (sft["items"], sft["unit"], float(sft["difference"])) == ("32", "share of items", 1.0)
+    assert [(row["model"], row["seed"], row["measure"]) for row in rows] == [
+        (model, seed, name) for model, seed in expected for name in names
+    ]
+    trained = {(row["model"], row["seed"]): row for row in rows if row["measure"] == "trained"}
+    assert (float(trained["sft", "1"]["mean"]), trained["sft", "1"]["low"]) == (30 / 32, "")
+    both = trained["sft", "all"]
+    assert (float(both["mean"]), both["items"], both["unit"]) == (31 / 32, "32", "share of items")
+    interval = results.runs[0].scores["trained"].interval
+    assert (float(both["low"]), float(both["high"])) == (interval.low, interval.high)
+    assert float(both["difference"]) == 31 / 32
 
 
 def test_a_failed_run_is_in_the_csv_without_numbers() -> None:
@@ -70,4 +93,4 @@ def test_base_runs_and_failures_are_told_apart() -> None:
     results = made_up_results(made_up_model("sft", "sft", 1, 1, 0.1), made_up_failure())
     assert results.base == made_up_base()
     assert [run.name for run in results.runs] == ["sft"]
-    assert [run.name for run in results.failed] == ["dft"]
+    assert [(run.name, seed.seed) for run, seed in results.failed] == [("dft", 7)]

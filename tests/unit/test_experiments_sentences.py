@@ -2,8 +2,17 @@
 
 import pytest
 
-from tests.made_up import made_up_failure, made_up_model, made_up_results, right, spread
-from tutelage.experiments.demo import CAPITALS_LOG_PROB, TRAINED
+from tests.made_up import (
+    CAPITALS_LOG_PROB,
+    TRAINED,
+    made_up_failure,
+    made_up_model,
+    made_up_results,
+    made_up_seeds,
+    right,
+    spread,
+)
+from tutelage.experiments.results import Score
 from tutelage.experiments.sentences import findings, joined, number_text, value_text
 from tutelage.experiments.specification import KL_VS_BASE
 
@@ -13,6 +22,7 @@ from tutelage.experiments.specification import KL_VS_BASE
     [
         (right(31), TRAINED, "31 of 32"),
         (right(0), TRAINED, "0 of 32"),
+        (Score.of([1.0, 1.0, 0.0], [1.0, 0.0, 0.0]), TRAINED, "1.5 of 3"),
         (spread(0.4), TRAINED, "0.40"),
         (spread(0.31849), KL_VS_BASE, "0.318"),
         (spread(-4.125), CAPITALS_LOG_PROB, "−4.12"),
@@ -102,7 +112,15 @@ def test_caveats_name_notes_level_and_failures() -> None:
     caveats = findings(results).caveats
     assert caveats[0] == "A note."
     assert caveats[1].startswith("Intervals are 95 % bootstrap intervals")
-    assert caveats[-1] == "dft failed and is in no table or figure: RuntimeError: no <memory> left"
+    assert caveats[-1] == "dft with seed 7 failed and is in no table or figure: RuntimeError: no <memory> left"
+
+
+def test_seeds_are_in_the_intervals_and_few_of_them_are_said_to_be_few() -> None:
+    results = made_up_results(made_up_seeds("sft", "sft", 30, 32, 28), made_up_seeds("sdft", "sdft", 8, 9, 10))
+    found = findings(results)
+    assert found.learned[0] == "Trained question: base 0 of 32; sft learned most with 30.0 of 32; sdft 9.0 of 32."
+    assert found.caveats[1].startswith("Intervals are 95 % bootstrap intervals over items and 3 seeds.")
+    assert found.caveats[2].startswith("3 seeds say little of how far seeds differ")
 
 
 def test_the_bound_for_scores_without_spread() -> None:
