@@ -35,25 +35,31 @@ def results(demo: tuple[Path, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def scores(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(model["name"], name): score for model in results["models"] for name, score in model["scores"].items()}
+    return {
+        (model["name"], name): {"items": model["seeds"][0]["scores"][name], "interval": interval}
+        for model in results["models"]
+        for name, interval in model["summary"].items()
+    }
 
 
 def test_all_files_are_there(demo: tuple[Path, Any]) -> None:
     output = demo[0]
     assert {path.name for path in output.iterdir()} == {
-        *("data", "runs", "report.html", "results.csv", "results.json"),
+        *("data", "experiment.yaml", "runs", "evaluations", "report.html", "results.csv", "results.json"),
         *("tradeoff.png", "training_trajectories.png"),
     }
-    assert {path.name for path in (output / "runs").iterdir()} == {"sft", "sdft"}
-    for run in ("sft", "sdft"):
-        assert {"run.json", "events.jsonl", "adapter"} <= {path.name for path in (output / "runs" / run).iterdir()}
+    runs = sorted((output / "runs").iterdir())
+    assert [path.name.rpartition("-")[0] for path in runs] == ["sdft-seed2", "sft-seed2"]
+    for run in runs:
+        assert {"run.json", "events.jsonl", "adapter"} <= {path.name for path in run.iterdir()}
 
 
 def test_the_csv_has_the_numbers_of_the_json(
     demo: tuple[Path, Any], scores: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
     with (demo[0] / "results.csv").open(encoding="utf-8", newline="") as file:
-        rows = {(row["model"], row["measure"]): float(row["mean"]) for row in csv.DictReader(file)}
+        all_seeds = [row for row in csv.DictReader(file) if row["seed"] == "all"]
+    rows = {(row["model"], row["measure"]): float(row["mean"]) for row in all_seeds}
     assert rows == {key: score["interval"]["mean"] for key, score in scores.items()}
 
 
@@ -87,10 +93,10 @@ def test_one_step_moved_the_model(scores: dict[tuple[str, str], dict[str, Any]])
 
 
 def test_configs_seed_data_and_versions_are_recorded(results: dict[str, Any]) -> None:
-    assert results["seed"] == 2
-    assert results["data"].keys() == {"train.jsonl", "countries.csv", "monitoring_prompts.jsonl"}
+    assert results["seeds"] == [2]
+    assert results["data"].keys() == {"train.jsonl"}
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in results["data"].values())
-    configs = {model["name"]: model["config"] for model in results["models"]}
+    configs = {model["name"]: model["seeds"][0]["config"] for model in results["models"]}
     assert (configs["sft"]["loss"], configs["sft"]["max_steps"], configs["sft"]["seed"]) == ("sft", 1, 2)
     assert configs["sdft"]["loss"] == "sdft"
     assert results["environment"]["versions"].keys() >= {"python", "torch", "transformers", "peft"}
@@ -105,7 +111,13 @@ def test_the_summary_is_a_line_a_model_and_names_the_report(demo: tuple[Path, An
 
 def test_progress_was_shown(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     shown = demo[1].stderr
-    for phase in ("preparing the model", "evaluating base", "training sft (1/2)", "evaluating sdft (2/2)", "writing"):
+    for phase in (
+        "preparing the model",
+        "evaluating base",
+        "training sft, seed 2 (1/2)",
+        "evaluating sdft, seed 2 (2/2)",
+        "writing",
+    ):
         assert phase in shown
     assert "Traceback" not in shown
     assert "Warning" not in shown

@@ -92,7 +92,7 @@ def test_no_name_of_a_country_gives_its_capital_away() -> None:
 
 
 def test_the_example_has_the_demos_rows() -> None:
-    lines = (ROOT / "examples/calling_codes/train.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "examples/calling_codes/data/train.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == calling_codes.training_rows()
 
 

@@ -15,9 +15,13 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from tutelage.config import OBJECTIVES, Direction, SamplingCallback, TrainingConfig, load_config
+from tutelage.experiments import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+OTHER_FILES = ("experiment.yaml", "suite.yaml", "questions.yaml", "stages.yaml")
+"""YAML in examples that is no config of a run."""
+EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.name not in OTHER_FILES)
+EXPERIMENTS = sorted((ROOT / "examples").rglob("experiment.yaml"))
 """Tutelage's own. Axolotl's is a `.yml`, as is usual there, and runs in `tests/real_axolotl`."""
 BUILT_IN = "built in"
 """What the table says of a default that is too long for it."""
@@ -100,6 +104,12 @@ def test_examples_are_valid_and_their_data_is_there(path: Path) -> None:
     config = load_config(path)
     assert path.stem == config.loss
     assert config.training_file.is_file(), f"{path}: {config.training_file} is missing"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.parent.name)
+def test_example_experiments_can_be_read(path: Path) -> None:
+    """With every config, evaluation and file they name."""
+    assert load_experiment(path).runs
 
 
 def test_architecture_page_names_every_package() -> None:

@@ -187,6 +187,8 @@ def _named(name: str) -> dict[str, Any]:
 
 
 def _check(runs: Sequence[str], seed: int, steps: int) -> None:
+    if not runs:
+        raise ConfigError("--runs: none is given; name at least one")
     for name in runs:
         if name not in SETTINGS:
             known = ", ".join(SETTINGS)
