@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import tutelage
-from tutelage.cli import demo
+from tutelage.cli import demo, evaluate
 from tutelage.errors import ConfigError, TutelageError
 
 app = typer.Typer(
@@ -70,6 +70,7 @@ def train(
 
 
 demo.register(app)
+evaluate.register(app)
 
 
 def main() -> None:
