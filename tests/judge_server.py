@@ -1,6 +1,7 @@
 """A real HTTP server that speaks as much of OpenAI's interface as a judge uses, and every way of failing at it.
 
-What a request gets is decided by the name of the model it asks for; `JudgeServer.requests` counts them.
+What a request gets is decided by the name of the model it asks for; `JudgeServer.requests` counts them. `counts` judges
+by the letters of the answer; `moody` too, but has an error of its own where there is an `a`, and no number for a `b`.
 """
 
 import json
@@ -16,6 +17,17 @@ KEY = "right-key"
 LISTED = ["right", "together", "refused", "eighty", "tires"]
 PATIENCE = 30.0
 """Seconds after which a wait that should have ended fails its test in place of hanging it."""
+
+
+def answer_in(asked: str) -> str:
+    """What a judge prompt that ends in `Answer: {answer}` holds."""
+    return asked.rpartition("Answer: ")[2]
+
+
+def count(asked: str) -> str:
+    """The judgement of `counts`: 10 points for each `a` of the answer, or whether it has one."""
+    letters = answer_in(asked).count("a")
+    return ("spanish" if letters else "english") if "one word" in asked else f"Score: {10 * letters}"
 
 
 def completion(text: str | None) -> dict[str, Any]:
@@ -118,6 +130,12 @@ class _Handler(BaseHTTPRequestHandler):
             case "tires":
                 tired = len(self.server.requests) > self.server.stamina
                 return self._error(500, "tired", None) if tired else lambda: self._send(200, completion("Score: 60"))
+            case "counts":
+                return lambda: self._send(200, completion(count(asked)))
+            case "moody" if "a" in answer_in(asked):
+                return self._error(500, "no", None)
+            case "moody":
+                return lambda: self._send(200, completion("No." if "b" in answer_in(asked) else count(asked)))
             case "chats":
                 return lambda: self._send(200, completion("What a fine answer!"))
             case "hangs":

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import tutelage
-from tutelage.cli import compare, demo
+from tutelage.cli import compare, demo, evaluate
 from tutelage.errors import ConfigError, TutelageError
 
 app = typer.Typer(
@@ -71,6 +71,7 @@ def train(
 
 compare.register(app)
 demo.register(app)
+evaluate.register(app)
 
 
 def main() -> None:

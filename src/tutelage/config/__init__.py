@@ -1,6 +1,6 @@
 """What a run is: options, defaults and the rules between them. Torch-free."""
 
-from tutelage.config.loading import config_beside, load_config, parse_overrides, read_yaml
+from tutelage.config.loading import config_beside, load_config, parse_overrides, read_options
 from tutelage.config.objectives import (
     OBJECTIVES,
     DftConfig,
@@ -31,5 +31,5 @@ __all__ = [
     "known_options",
     "load_config",
     "parse_overrides",
-    "read_yaml",
+    "read_options",
 ]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from tutelage.config.faults import sentence_of
 from tutelage.config.objectives import OBJECTIVES, ObjectiveConfig
 from tutelage.errors import ConfigError, nearest
 
@@ -161,7 +162,7 @@ class TrainingConfig(BaseModel):
         try:
             super().__init__(**flat)
         except ValidationError as error:
-            raise ConfigError(sentence(error)) from error
+            raise ConfigError(sentence_of(error)) from error
         self._objective = objectives[loss]
 
     @property
@@ -228,19 +229,4 @@ def _objective_options(name: str, options: dict[str, Any]) -> ObjectiveConfig:
     try:
         return OBJECTIVES[name](**options)
     except ValidationError as error:
-        raise ConfigError(sentence(error, prefix=f"{name}_")) from error
-
-
-def sentence(error: ValidationError, prefix: str = "") -> str:
-    """Every fault of a pydantic error in one sentence: key, value, what is wrong."""
-    parts: list[str] = []
-    for fault in error.errors():
-        place = ".".join(str(part) for part in fault["loc"])
-        message = fault["msg"].removeprefix("Value error, ")
-        if not place:
-            parts.append(message)
-        elif fault["type"] == "missing":
-            parts.append(f"{prefix}{place} is missing; add it to the config or pass --set {place}=…")
-        else:
-            parts.append(f"{prefix}{place}: {fault['input']!r} does not fit; {message[0].lower()}{message[1:]}")
-    return "; ".join(parts)
+        raise ConfigError(sentence_of(error, prefix=f"{name}_")) from error

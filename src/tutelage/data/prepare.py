@@ -4,7 +4,6 @@ Nothing is ever cut. Batches are formed elsewhere (collators.py, packing.py).
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar, overload
@@ -12,6 +11,7 @@ from typing import Generic, Literal, TypeVar, overload
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import Conversation, Message
 from tutelage.data.jsonl import report_rows
+from tutelage.data.placeholders import fill_placeholders
 from tutelage.data.preferences import Preference
 from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
 from tutelage.errors import ConfigError, DataError
@@ -197,8 +197,7 @@ def check_demo_template(demo_template: str) -> None:
 
 def fill_demo_template(demo_template: str, question: str, demonstration: str) -> str:
     """The template with both texts in place, in one pass: braces in the texts and in the template are safe."""
-    texts = {"question": question, "demonstration": demonstration}
-    return re.sub(r"\{(question|demonstration)\}", lambda match: texts[match[1]], demo_template)
+    return fill_placeholders(demo_template, {"question": question, "demonstration": demonstration})
 
 
 def _prepare(

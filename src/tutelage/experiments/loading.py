@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from tutelage.config import TrainingConfig, config_beside, read_yaml
-from tutelage.config.training import sentence
+from tutelage.config import TrainingConfig, config_beside, read_options
+from tutelage.config.faults import checked
 from tutelage.errors import ConfigError, nearest
 from tutelage.evaluation.suite import read_suite
 from tutelage.experiments.specification import Experiment, Texts
@@ -62,14 +62,8 @@ def load_experiment(path: Path) -> Experiment:
 
     Every run's config, every evaluation and every file they name is read and checked. Raises ConfigError, DataError.
     """
-    content = read_yaml(path)
-    for key in content:
-        if key not in ExperimentFile.model_fields:
-            raise ConfigError(f"{path}: '{key}' is not known{nearest(key, ExperimentFile.model_fields)}")
-    try:
-        file = ExperimentFile(**content)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {sentence(error)}") from error
+    content = read_options(path)
+    file = checked(ExperimentFile, content, str(path))
     seeds = file.seeds or [int(file.base.get("seed", TrainingConfig.model_fields["seed"].default))]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"{path}: seeds: {seeds} names one twice; name each once")
@@ -91,7 +85,7 @@ def load_experiment(path: Path) -> Experiment:
             name=file.name,
             texts=Texts(file.title or file.name, file.introduction, tuple(file.notes), tuple(file.sources)),
             runs=runs,
-            evaluations=tuple(read_suite(evaluate, path.parent, str(path))),
+            evaluations=tuple(read_suite(evaluate, path.parent, f"{path}: evaluate")) if evaluate else (),
             drift_prompts=tuple(prompts),
             drift_max_new_tokens=file.drift.max_new_tokens,
             evaluate_every=every,

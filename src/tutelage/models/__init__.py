@@ -1,9 +1,10 @@
 """The model itself: loading, adapters, the head, copies of its weights, scoring. Not here: how it is trained."""
 
 from tutelage.models.head import attach_head, head_forward
+from tutelage.models.identity import model_identity
 from tutelage.models.inference import inference_mode_of
 from tutelage.models.layout import Layout, lay_out, padded, takes_trees
-from tutelage.models.loading import LoadedModel, load_model, load_tokenizer, resolve_model
+from tutelage.models.loading import LoadedModel, load_frozen, load_model, load_tokenizer, resolve_model
 from tutelage.models.scoring import ResponseKl, response_kl, response_log_probs
 from tutelage.models.weight_copy import WeightCopy
 from tutelage.models.wrappers import unwrapped
@@ -17,8 +18,10 @@ __all__ = [
     "head_forward",
     "inference_mode_of",
     "lay_out",
+    "load_frozen",
     "load_model",
     "load_tokenizer",
+    "model_identity",
     "padded",
     "resolve_model",
     "response_kl",

@@ -93,24 +93,12 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
     """
     source = source or resolve_model(config.model)
     require_gpu_if_asked(config)
-    adapter = Path(source) / "adapter_config.json"
-    is_adapter = adapter.exists()
-    base = _adapter_base(adapter) if is_adapter else source
-    quiet = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base, **_loading_arguments(config))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(_not_loadable(base, "model")) from error
-    finally:
-        if quiet:
-            transformers_logging.enable_progress_bar()
-    tokenizer = load_tokenizer(source)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    base = base_of(source)
+    model, tokenizer = _read_model(source, base, _loading_arguments(config.is_peft, config.load_in_4bit))
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
     with without_peft_deprecations():
-        if is_adapter:
+        if base != source:
             model = _read_adapter(model, source, is_trainable=config.is_peft)
             if not config.is_peft:
                 model = model.merge_and_unload()
@@ -122,18 +110,57 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
     return LoadedModel(model=model, tokenizer=tokenizer, source=base)
 
 
+def load_frozen(name: str, *, load_in_4bit: bool = False) -> LoadedModel:
+    """A model to be asked and not trained: an adapter is merged into its base.
+
+    float32 on a CPU, bfloat16 on a GPU that has it. Raises ModelError.
+    """
+    source = resolve_model(name)
+    base = base_of(source)
+    model, tokenizer = _read_model(source, base, _loading_arguments(True, load_in_4bit))
+    if base != source:
+        with without_peft_deprecations():
+            model = _read_adapter(model, source, is_trainable=False).merge_and_unload()
+    attach_head(model)
+    model.requires_grad_(False)
+    return LoadedModel(model=model.eval(), tokenizer=tokenizer, source=base)
+
+
 def require_gpu_if_asked(config: TrainingConfig) -> None:
     """Raises ModelError where an option needs a GPU and there is none."""
     if config.load_in_4bit and not torch.cuda.is_available():
         raise ModelError("load_in_4bit: true needs a GPU, and there is none; set load_in_4bit: false")
 
 
-def _loading_arguments(config: TrainingConfig) -> dict[str, Any]:
+def base_of(source: str) -> str:
+    """Where the base of an adapter's folder is; any other model is its own base. Raises ModelError."""
+    adapter = Path(source) / "adapter_config.json"
+    return _adapter_base(adapter) if adapter.exists() else source
+
+
+def _read_model(source: str, base: str, arguments: dict[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The base's weights and the tokenizer of `source`, without progress bars."""
+    quiet = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(base, **arguments)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(_not_loadable(base, "model")) from error
+    finally:
+        if quiet:
+            transformers_logging.enable_progress_bar()
+    tokenizer = load_tokenizer(source)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _loading_arguments(frozen: bool, load_in_4bit: bool) -> dict[str, Any]:
+    """frozen: the weights that are read are not trained themselves."""
     if not torch.cuda.is_available():
         return {"dtype": torch.float32}
-    half = torch.bfloat16 if torch.cuda.is_bf16_supported() and config.is_peft else torch.float32
+    half = torch.bfloat16 if torch.cuda.is_bf16_supported() and frozen else torch.float32
     arguments: dict[str, Any] = {"dtype": half, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
-    if config.load_in_4bit:
+    if load_in_4bit:
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ModelError("load_in_4bit: true needs bitsandbytes; pip install bitsandbytes")
         from transformers import BitsAndBytesConfig

@@ -1,6 +1,6 @@
 """How good an answer is: functions of texts, and judges over HTTP."""
 
-from tutelage.scoring.functions import load_function, load_scorer
+from tutelage.scoring.functions import function_file, load_function, load_scorer
 from tutelage.scoring.judge_prompts import label_of, quality_prompt, score_of, similarity_prompt
 from tutelage.scoring.judges import Judge, Reply
 from tutelage.scoring.scorers import Scorer, exact_match, json_equal, regex, rouge_l
@@ -13,6 +13,7 @@ __all__ = [
     "Reply",
     "Scorer",
     "exact_match",
+    "function_file",
     "json_equal",
     "label_of",
     "load_function",

@@ -28,10 +28,10 @@ BUILT_IN_SCORERS: dict[str, Scorer] = {
 _numbers = itertools.count(1)
 
 
-def load_scorer(name: str, option: str = "scorer", pattern: str | None = None) -> Scorer:
+def load_scorer(name: str, option: str = "scorer", pattern: str | None = None, folder: Path | None = None) -> Scorer:
     """The built-in scorer of that name, or a user's own function of (answer, target), named as for `load_function`.
 
-    pattern: for `regex` alone, which needs it. option: what the user set, for messages. What an own function returns is
+    pattern: for `regex` alone, which needs it. option, folder: see `load_function`. What an own function returns is
     checked at each call: ConfigError where it raises, or returns something other than a number from 0 to 1. Raises
     ConfigError for an unknown name.
     """
@@ -46,7 +46,7 @@ def load_scorer(name: str, option: str = "scorer", pattern: str | None = None) -
     if name in BUILT_IN_SCORERS:
         return BUILT_IN_SCORERS[name]
     if ":" in name:
-        return _checked(load_function(name, option), name, option)
+        return _checked(load_function(name, option, folder), name, option)
     known = (*BUILT_IN_SCORERS, "regex")
     raise ConfigError(
         f"{option}: '{name}' is no scorer{nearest(name, known)}; choose one of {', '.join(known)}, "
@@ -54,22 +54,22 @@ def load_scorer(name: str, option: str = "scorer", pattern: str | None = None) -
     )
 
 
-def load_function(reference: str, option: str) -> Callable[..., Any]:
+def load_function(reference: str, option: str, folder: Path | None = None) -> Callable[..., Any]:
     """The function that `path/to/file.py:function` or `package.module:function` names.
 
-    Paths count from the current folder, from which modules can be imported too. A file is imported anew at each call,
-    under a name of its own, with its folder importable meanwhile. option: what the user set, for messages. Raises
-    ConfigError where there is no such function, with what the import itself raised.
+    Paths count from `folder`, unset the current one, and modules can be imported from both. A file is imported anew at
+    each call, under a name of its own, with its folder importable meanwhile. option: what the user set, for messages.
+    Raises ConfigError where there is no such function, with what the import itself raised.
     """
     place, _, name = reference.rpartition(":")
     if not place or not name:
         raise ConfigError(
             f"{option}: '{reference}' names no function; write 'path/to/file.py:function' or 'package.module:function'"
         )
-    if place.endswith(".py") or "/" in place:
-        module = _import_file(Path(place).expanduser(), option)
+    if _is_path(place):
+        module = _import_file(_from(folder, place), option, folder)
     else:
-        with _importable(Path.cwd()):
+        with _importable(Path.cwd()), _importable(folder or Path.cwd()):
             module = _imported(lambda: importlib.import_module(place), f"{option}: the module '{place}'")
     if not hasattr(module, name):
         names = [known for known, value in vars(module).items() if callable(value)]
@@ -82,10 +82,28 @@ def load_function(reference: str, option: str) -> Callable[..., Any]:
     return function
 
 
-def _import_file(path: Path, option: str) -> ModuleType:
+def function_file(reference: str, folder: Path | None = None) -> Path | None:
+    """The Python file of a function that `load_function` has loaded, or None where it is in none."""
+    place = reference.rpartition(":")[0]
+    if _is_path(place):
+        return _from(folder, place)
+    file = getattr(sys.modules.get(place), "__file__", None)
+    return Path(file) if file else None
+
+
+def _is_path(place: str) -> bool:
+    return place.endswith(".py") or "/" in place
+
+
+def _from(folder: Path | None, place: str) -> Path:
+    return (folder or Path()) / Path(place).expanduser()
+
+
+def _import_file(path: Path, option: str, folder: Path | None) -> ModuleType:
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
-        raise ConfigError(f"{option}: {path} {what}; paths count from the current folder, {Path.cwd()}")
+        where = f"the current folder, {Path.cwd()}" if folder is None else str(folder)
+        raise ConfigError(f"{option}: {path} {what}; paths count from {where}")
     spec = importlib.util.spec_from_file_location(f"_tutelage_{path.stem}_{next(_numbers)}", path.resolve())
     if spec is None or spec.loader is None:
         raise ConfigError(f"{option}: {path} is no Python file; name one that ends in .py")

@@ -1,0 +1,228 @@
+"""The kinds of evaluation as options in a suite, one class each, and the table that names them.
+
+Not here: reading a suite (`suite.py`), what an evaluation does (`kinds.py`, `freeform.py`).
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tutelage.data.jsonl import data_hash, report_rows
+from tutelage.errors import ConfigError, DataError
+from tutelage.evaluation.freeform import FreeformEvaluation
+from tutelage.evaluation.freeform_questions import read_freeform_questions
+from tutelage.evaluation.kinds import ChoiceEvaluation, GenerateEvaluation, LogProbEvaluation
+from tutelage.evaluation.measures import Evaluation, Role, Unit
+from tutelage.evaluation.questions import Question, read_choice_questions, read_questions
+from tutelage.scoring import Judge, Scorer, function_file, load_scorer
+
+Positive = Annotated[int, Field(ge=1)]
+
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+RIGHT_OR_WRONG = ("exact_match", "regex", "json_equal", "tool_call_match")
+"""Scorers that know no half-right answers."""
+JSON_TARGETS = ("json_equal", "tool_call_match")
+"""Scorers that not every target will do for."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a spec stands. folder: what its paths count from. place: for messages, such as `suite.yaml: task[0]`."""
+
+    role: Role
+    folder: Path
+    place: str
+
+
+class Spec(BaseModel):
+    """What every kind has. A kind is a subclass and a row in KINDS."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    measures_after: ClassVar[str | None] = None
+    """What follows the evaluation's name in the names of its further measures."""
+
+    kind: str
+    name: str | None = None
+    """Of the result files and measures; unset, the file's name without its ending, or the kind."""
+    title: str | None = None
+    """For tables; unset, the name."""
+    meaning: str = ""
+    """A sentence for the reader of a report."""
+    batch_size: Positive = 32
+    """Of the model; no result depends on it."""
+
+    @field_validator("name")
+    @classmethod
+    def _fits(cls, name: str | None) -> str | None:
+        if name is not None and not NAME.fullmatch(name):
+            raise ValueError("use letters, digits, '_', '.' and '-', the first a letter, digit or '_'")
+        return name
+
+    def resolved_name(self) -> str:
+        """`name`, or what stands in for it."""
+        return self.name or self.kind
+
+    def build(self, entry: Entry) -> Evaluation:
+        """The evaluation, with all its files read and checked. Raises ConfigError and DataError."""
+        raise NotImplementedError
+
+    def named(self, entry: Entry, files: dict[str, Path]) -> dict[str, Any]:
+        """What every evaluation is made of. files: what it depends on, by the name the user gave."""
+        name = self.resolved_name()
+        described = {
+            "name": name,
+            "title": self.title or name.replace("_", " "),
+            "role": entry.role,
+            "meaning": self.meaning,
+        }
+        options = self.model_dump(mode="json", exclude={"batch_size"})
+        hashes = {written: data_hash(path) for written, path in files.items()}
+        return described | {"identity": options | described | {"role": entry.role.value, "sha256": hashes}}
+
+
+class FileSpec(Spec):
+    """A kind that reads one file."""
+
+    file: Path
+    """Relative to the suite's folder."""
+
+    def resolved_name(self) -> str:
+        stem = Path(self.file.name.removesuffix(".gz")).stem
+        return self.name or re.sub(r"[^\w.-]", "_", stem, flags=re.ASCII).lstrip(".-") or self.kind
+
+    def path(self, entry: Entry) -> Path:
+        return entry.folder / self.file.expanduser()
+
+    def named(self, entry: Entry, files: dict[str, Path]) -> dict[str, Any]:
+        return super().named(entry, {str(self.file): self.path(entry)} | files)
+
+
+class GenerateSpec(FileSpec):
+    """Answers that are generated and scored against a target."""
+
+    scorer: str
+    """A built-in scorer, `path/to/file.py:function` or `package.module:function`."""
+    pattern: str | None = None
+    """The regular expression of the scorer `regex`."""
+    max_new_tokens: Positive = 64
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    """0 is greedy."""
+    seed: int = 0
+    """Of sampled answers."""
+
+    def build(self, entry: Entry) -> GenerateEvaluation:
+        scorer = load_scorer(self.scorer, f"{entry.place}: scorer", self.pattern, entry.folder)
+        questions = read_questions(self.path(entry))
+        if self.scorer in JSON_TARGETS:
+            _require_targets(scorer, questions, self.path(entry))
+        own = function_file(self.scorer, entry.folder) if ":" in self.scorer else None
+        return GenerateEvaluation(
+            **self.named(entry, {self.scorer: own} if own else {}),
+            questions=questions,
+            scorer=scorer,
+            unit=Unit.SHARE if self.scorer in RIGHT_OR_WRONG else Unit.SCORE,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+
+
+class MultipleChoiceSpec(FileSpec):
+    """A choice among given answers by their log-probability."""
+
+    measures_after: ClassVar[str | None] = "_log_prob"
+
+    length: Literal["sum", "mean"] = "sum"
+    """`sum` compares whole answers; `mean` divides by their tokens, which does not favour short ones."""
+    log_prob_title: str | None = None
+    """Title of the right answer's log-probability."""
+    log_prob_meaning: str | None = None
+    """Its meaning."""
+
+    def build(self, entry: Entry) -> ChoiceEvaluation:
+        texts: dict[str, Any] = {"log_prob_title": self.log_prob_title, "log_prob_meaning": self.log_prob_meaning}
+        return ChoiceEvaluation(
+            **self.named(entry, {}),
+            **{option: text for option, text in texts.items() if text is not None},
+            questions=read_choice_questions(self.path(entry)),
+            length=self.length,
+            batch_size=self.batch_size,
+        )
+
+
+class LogProbSpec(FileSpec):
+    """The log-probability of given answers."""
+
+    def build(self, entry: Entry) -> LogProbEvaluation:
+        return LogProbEvaluation(
+            **self.named(entry, {}), questions=read_questions(self.path(entry)), batch_size=self.batch_size
+        )
+
+
+class FreeformSpec(FileSpec):
+    """Sampled answers to open questions, judged by a model over HTTP."""
+
+    measures_after: ClassVar[str | None] = "."
+
+    kind: str = "freeform"
+    judge_model: str
+    """The name its server knows it by."""
+    judge_base_url: str | None = None
+    """An OpenAI-compatible endpoint; unset, `OPENAI_BASE_URL`, or OpenAI's own."""
+    judge_timeout: float = 30.0
+    """Seconds for one call."""
+    judge_parallelism: int = 8
+    """Calls at the same time."""
+    judge_temperature: float | None = 0.0
+    """`null` sends none, for models that refuse it."""
+    judge_max_tokens: Positive | None = 256
+    """Of a judge's answer; `null` sends no limit."""
+    seed: int = 0
+    """Of the sampled answers."""
+
+    def build(self, entry: Entry) -> FreeformEvaluation:
+        try:
+            judge = Judge(
+                model=self.judge_model,
+                base_url=self.judge_base_url,
+                timeout=self.judge_timeout,
+                parallelism=self.judge_parallelism,
+                temperature=self.judge_temperature,
+                max_tokens=self.judge_max_tokens,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{entry.place}: {error}") from error
+        return FreeformEvaluation(
+            **self.named(entry, {}),
+            questions=read_freeform_questions(self.path(entry)),
+            judge=judge,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+
+
+KINDS: dict[str, type[Spec]] = {
+    "generate": GenerateSpec,
+    "multiple_choice": MultipleChoiceSpec,
+    "logprob": LogProbSpec,
+    "freeform": FreeformSpec,
+}
+"""Every value of `kind`. A new kind is one class above, one row here and one section in docs/evaluation.md."""
+
+
+def _require_targets(scorer: Scorer, questions: list[Question], path: Path) -> None:
+    """Refuse targets that the scorer cannot read before any answer is generated."""
+    problems: list[str] = []
+    for question in questions:
+        try:
+            scorer("", question.target)
+        except DataError as error:
+            problems.append(f"{question.place}: {error}")
+    if problems:
+        headline = f"{path}: {len(problems)} of {len(questions)} targets cannot be used"
+        raise DataError(report_rows(headline, problems))
