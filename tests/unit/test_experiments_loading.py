@@ -1,0 +1,71 @@
+"""`experiment.yaml`: what becomes of it, and what is wrong with it in one sentence, before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.small_experiments import written
+from tutelage.errors import TutelageError
+from tutelage.experiments import Experiment, load_experiment
+
+
+def loaded(folder: Path, **changes: Any) -> Experiment:
+    return load_experiment(written(folder, **changes))
+
+
+def test_base_run_seed_and_monitor_become_a_config(tmp_path: Path) -> None:
+    experiment = loaded(tmp_path, monitor={"every": 3, "own_answers": False})
+    assert {name: list(seeds) for name, seeds in experiment.runs.items()} == {"sft": [4, 5], "dft": [4, 5]}
+    config = experiment.runs["dft"][5]
+    assert (config.loss, config.seed, config.learning_rate, config.max_steps) == ("dft", 5, 1e-3, 1)
+    assert (config.monitoring_eval_steps, config.monitoring_own_answers) == (3, False)
+    assert config.training_file == tmp_path / "rows.jsonl"
+    assert experiment.seeds == (4, 5)
+    assert [evaluation.name for evaluation in experiment.evaluations] == ["test"]
+    assert len(experiment.drift_prompts) == 16
+
+
+def test_without_seeds_it_is_the_seed_of_the_base(tmp_path: Path) -> None:
+    assert loaded(tmp_path, seeds=[]).seeds == (3407,)
+
+
+def test_evaluating_on_the_way_saves_checkpoints_as_often(tmp_path: Path) -> None:
+    experiment = loaded(tmp_path, evaluate={"every": 2})
+    assert experiment.evaluate_every == 2
+    assert experiment.evaluations == ()
+    assert experiment.runs["sft"][4].save_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [1]}, "'sedes' is not an option; did you mean 'seeds'?"),
+        ({"name": "a b"}, "name: 'a b' does not fit"),
+        ({"runs": {}}, "runs: none is given; name at least one"),
+        ({"runs": {"base": {}}}, "'base' is the name of the model before training"),
+        ({"runs": {"a": {}, "b": {}}}, "'a' and 'b' differ in nothing; change an option of one"),
+        ({"runs": {"a": {"los": "sft"}}}, "runs.a: 'los' is not an option; did you mean 'loss'?"),
+        ({"runs": {"a": {"seed": 1}}}, "runs.a: 'seed' stands in 'seeds', for all runs; move it there"),
+        ({"runs": {"a": {"output_dir": "x"}}}, "runs.a: 'output_dir' is set by the comparison; leave it out"),
+        ({"runs": {"a": {"model": "other"}, "b": {}}}, "they start from different models or templates"),
+        ({"seeds": [1, 1]}, "seeds: [1, 1] names one twice; name each once"),
+        ({"seeds": [-1]}, "seeds.0: -1 does not fit"),
+        ({"monitor": {"evry": 1}}, "monitor: 'evry' is not known; did you mean 'every'?"),
+        ({"evaluate": {"every": 0}}, "evaluate.every: 0 does not fit; give a number of steps, 1 or more"),
+        ({"evaluate": {"tsak": []}}, "'tsak' is no group of evaluations; did you mean 'task'?"),
+        ({"evaluate": {"task": [{"kind": "generate", "file": "no.jsonl", "scorer": "exact_match"}]}}, "no such file"),
+        (
+            {"evaluate": {"task": [{"kind": "generate", "file": "test.jsonl", "scorer": "no.module:score"}]}},
+            "no.module",
+        ),
+        ({"run_on": "moon"}, "run_on: 'moon' does not fit"),
+        ({"drift": {"prompts": "none.jsonl"}}, "none.jsonl: no such file"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TutelageError) as caught:
+        loaded(tmp_path, **changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
