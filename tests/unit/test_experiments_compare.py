@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.small_runs import ROWS, small_config
+from tests.small_runs import ROWS, small_config, write_rows
 from tutelage import TrainingConfig
 from tutelage.data.conversations import Message
 from tutelage.errors import ConfigError, Interrupted, TrainingError
@@ -42,7 +42,8 @@ def tiny_experiment(
         name="tiny",
         texts=Texts("Tiny"),
         runs={
-            name: {seed: config.model_copy(update={"seed": seed}) for seed in seeds} for name, config in configs.items()
+            name: {seed: (config.model_copy(update={"seed": seed}),) for seed in seeds}
+            for name, config in configs.items()
         },
         evaluations=(
             GenerateEvaluation(
@@ -233,6 +234,49 @@ def test_checkpoints_are_evaluated_on_the_way_if_asked(tmp_path: Path) -> None:
     assert [step for step, _ in curve] == [0, 1, 2]
     assert curve[0][1] == 0.0 < curve[1][1] < curve[2][1]
     assert curve[2][1] == pytest.approx(results.runs[0].scores["kl_vs_base"].mean, rel=1e-4)
+
+
+def test_stages_follow_each_other_and_all_are_asked_after_each(tmp_path: Path) -> None:
+    """The second stage begins where the first ended: with a learning rate too small to move anything, nothing moves."""
+    first, other = small_config(tmp_path, "a", max_steps=2), write_rows(tmp_path / "other.jsonl", ROWS[:3])
+    second = small_config(tmp_path, "b", training_file=other, max_steps=3)
+    still = second.model_copy(update={"learning_rate": 1e-12})
+    plain = tiny_experiment(sft=first)
+    experiment = replace(
+        plain, stages=("one", "two"), runs={"moving": {7: (first, second)}, "still": {7: (first, still)}}
+    )
+    results = run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+    assert results.stages == ("one", "two")
+    moving, still_run = results.runs
+    alone = run_experiment(plain, tmp_path / "alone", Console(quiet=True)).runs[0].scores
+    for run in results.runs:
+        assert run.after("one") == alone
+        assert run.after("two") == run.scores
+        assert [step for step, _ in run.seeds[0].curves["loss"]] == [1, 2, 3, 4, 5]
+    log_prob = "capitals_log_prob"
+    assert still_run.scores[log_prob].mean == pytest.approx(alone[log_prob].mean, abs=1e-4)
+    assert abs(moving.scores[log_prob].mean - alone[log_prob].mean) > 0.01
+    assert moving.scores["kl_vs_base"].mean > moving.after("one")["kl_vs_base"].mean > 0.0
+    assert {path.name.rpartition("-")[0] for path in (tmp_path / "out" / "runs").iterdir()} == {
+        *("moving-seed7-one", "moving-seed7-two", "still-seed7-one", "still-seed7-two"),
+    }
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'data-run="still" data-stage="two" data-stage-measure="trained"' in page
+    assert (tmp_path / "out" / "stages.png").read_bytes()[:4] == b"\x89PNG"
+    read = ExperimentResults.from_json(json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8")))
+    assert read == results
+
+
+def test_a_stage_that_fails_names_itself(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    first = small_config(tmp_path, "a")
+    second = small_config(tmp_path, "b", training_file=tmp_path / "empty.jsonl")
+    chains = {"bad": {7: (first, second)}, "good": {7: (first, first)}}
+    experiment = replace(tiny_experiment(sft=first), stages=("one", "two"), runs=chains)
+    results = run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+    ((failed, seed),) = results.failed
+    assert failed.name == "bad"
+    assert (seed.error or "").startswith("stage two: ")
 
 
 def test_runs_that_differ_in_nothing_are_not_compared(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def demo(folder: Path, *runs: str, seed: int = 1, steps: int = STEPS) -> Experim
 
 
 def config_of(experiment: Experiment, name: str) -> TrainingConfig:
-    (config,) = experiment.runs[name].values()
+    ((config,),) = experiment.runs[name].values()
     return config
 
 

@@ -17,13 +17,20 @@ def loaded(folder: Path, **changes: Any) -> Experiment:
 def test_base_run_seed_and_monitor_become_a_config(tmp_path: Path) -> None:
     experiment = loaded(tmp_path, monitor={"every": 3, "own_answers": False})
     assert {name: list(seeds) for name, seeds in experiment.runs.items()} == {"sft": [4, 5], "dft": [4, 5]}
-    config = experiment.runs["dft"][5]
+    (config,) = experiment.runs["dft"][5]
     assert (config.loss, config.seed, config.learning_rate, config.max_steps) == ("dft", 5, 1e-3, 1)
     assert (config.monitoring_eval_steps, config.monitoring_own_answers) == (3, False)
     assert config.training_file == tmp_path / "rows.jsonl"
     assert experiment.seeds == (4, 5)
     assert [evaluation.name for evaluation in experiment.evaluations] == ["test"]
     assert len(experiment.drift_prompts) == 16
+
+
+def test_stages_are_links_of_a_chain(tmp_path: Path) -> None:
+    experiment = loaded(tmp_path, stages={"one": {}, "two": {"max_steps": 3, "learning_rate": 1e-5}})
+    assert experiment.stages == ("one", "two")
+    assert [config.max_steps for config in experiment.runs["sft"][4]] == [1, 3]
+    assert [config.learning_rate for config in experiment.runs["dft"][4]] == [1e-3, 1e-3]  # a run's own option wins
 
 
 def test_without_seeds_it_is_the_seed_of_the_base(tmp_path: Path) -> None:
@@ -34,7 +41,7 @@ def test_evaluating_on_the_way_saves_checkpoints_as_often(tmp_path: Path) -> Non
     experiment = loaded(tmp_path, evaluate={"every": 2})
     assert experiment.evaluate_every == 2
     assert experiment.evaluations == ()
-    assert experiment.runs["sft"][4].save_steps == 2
+    assert experiment.runs["sft"][4][0].save_steps == 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ is compared (`specification.py`), how a model is asked (`evaluate.py`).
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from tutelage.errors import Interrupted, ResumeError, TrainingError, TutelageErr
 from tutelage.events import Tag
 from tutelage.experiments.evaluate import Evaluated, Evaluator
 from tutelage.experiments.figures import ON_THE_WAY, is_shown, write_figures
-from tutelage.experiments.identity import digest, run_identity
+from tutelage.experiments.identity import chain_identity, digest
 from tutelage.experiments.report import write_report
 from tutelage.experiments.results import Curve, ExperimentResults, ModelResult, SeedResult, Status
-from tutelage.experiments.specification import BASE, Experiment
+from tutelage.experiments.specification import BASE, Chain, Experiment
 from tutelage.files import make_folder
 from tutelage.training import Run, train
 from tutelage.training.checkpoints import latest_checkpoint
@@ -34,9 +35,9 @@ logger = logging.getLogger(__name__)
 def run_experiment(experiment: Experiment, output: Path, console: Console) -> ExperimentResults:
     """Train and evaluate everything, write results, figures and report to `output`, and return the results.
 
-    A run with a seed goes to `output/runs/<name>-seed<seed>-<hash of what it is>`; one that is finished there is used
-    again. A run that fails is reported, marked in the results and left out of every table; TrainingError if none is
-    left. Raises Interrupted on ctrl-C: what is done stays, and the same command goes on from there.
+    A run with a seed goes to `output/runs/<name>-seed<seed>-<hash of what it is>`, with stages a folder each; what is
+    finished there is used again. A run that fails is reported, marked in the results and left out of every table;
+    TrainingError if none is left. Raises Interrupted on ctrl-C: what is done stays, and the same command goes on from there.
     """
     for evaluation in experiment.evaluations:
         evaluation.check()
@@ -88,51 +89,68 @@ class _Comparison:
         seeds: list[SeedResult] = []
         answers: Any = {}
         objective = ""
-        for seed, config in self.experiment.runs[name].items():
-            objective = config.loss
+        for seed, chain in self.experiment.runs[name].items():
+            objective = chain[0].loss
             self._number += 1
-            result, evaluated = self._attempt(name, seed, config)
+            result, evaluated = self._attempt(name, seed, chain)
             seeds.append(result)
             answers = answers or (evaluated.answers if evaluated else {})
         return ModelResult(name, objective, tuple(seeds), answers)
 
-    def _attempt(self, name: str, seed: int, config: TrainingConfig) -> tuple[SeedResult, Evaluated | None]:
-        """Train and evaluate one run; whatever goes wrong is the run's own failure, and the others go on."""
+    def _attempt(self, name: str, seed: int, chain: Chain) -> tuple[SeedResult, Evaluated | None]:
+        """Train and evaluate one run, stage by stage; what goes wrong is its own failure, and the others go on."""
         total = sum(len(seeds) for seeds in self.experiment.runs.values())
         label = f"{name}, seed {seed} ({self._number}/{total})"
-        path: Path | None = None
+        done: list[_Stage] = []
         try:
-            identity = run_identity(config)
-            if self.experiment.evaluate_every is not None:
-                identity = digest([identity, self.experiment.evaluate_every])  # it has to have those checkpoints
-            path = self.output / "runs" / f"{name}-seed{seed}-{identity[:8]}"
-            started = time.perf_counter()
-            run, reused = self._trained(config.model_copy(update={"output_dir": path}), path, label)
-            training_seconds = 0.0 if reused else time.perf_counter() - started
-            self._say(f"evaluating {label}")
-            kept_as = f"{name}-seed{seed}"
-            on_the_way = self._scores_on_the_way(run, kept_as, identity)
-            evaluated = self.evaluator.run(kept_as, run.config, run.model_path, identity)
+            for number in range(len(chain)):
+                done.append(self._stage(name, seed, chain, number, done, label))
         except Interrupted:
             raise
         except Exception as error:
             reason = str(error) if isinstance(error, TutelageError) else f"{type(error).__name__}: {error}"
+            if self.experiment.stages:
+                reason = f"stage {self.experiment.stages[len(done)]}: {reason}"
             logger.warning("run %s, seed %d failed", name, seed, exc_info=error)
             self._say(f"warning: {label} failed and is left out: {reason}")
-            failed = SeedResult(seed, Status.FAILED, reason, config=config.flat(), run_path=str(path) if path else None)
-            return failed, None
+            path = str(done[-1].run.path) if done else None
+            return SeedResult(seed, Status.FAILED, reason, config=chain[0].flat(), run_path=path), None
+        last = done[-1]
         result = SeedResult(
             seed=seed,
-            scores=evaluated.scores,
-            failed=evaluated.failed,
-            curves=_curves(run) | on_the_way,
-            config=run.config.flat(),
-            run_path=str(run.path),
-            reused=reused,
-            training_seconds=training_seconds or _recorded_seconds(run),
-            evaluation_seconds=evaluated.seconds,
+            scores=last.evaluated.scores,
+            failed=last.evaluated.failed,
+            curves=last.curves,
+            config=chain[0].flat(),
+            run_path=str(last.run.path),
+            after={name: stage.evaluated.scores for name, stage in zip(self.experiment.stages, done, strict=False)},
+            reused=all(stage.reused for stage in done),
+            training_seconds=sum(stage.training_seconds for stage in done),
+            evaluation_seconds=sum(stage.evaluated.seconds for stage in done),
         )
-        return result, evaluated
+        return result, last.evaluated
+
+    def _stage(self, name: str, seed: int, chain: Chain, number: int, before: "list[_Stage]", label: str) -> "_Stage":
+        """One stage, trained and evaluated; it begins with the model of the stage before it."""
+        identity = chain_identity(chain[: number + 1])
+        if self.experiment.evaluate_every is not None:
+            identity = digest([identity, self.experiment.evaluate_every])  # it has to have those checkpoints
+        kept_as = f"{name}-seed{seed}"
+        if self.experiment.stages:
+            kept_as, label = f"{kept_as}-{self.experiment.stages[number]}", f"{label}, {self.experiment.stages[number]}"
+        path = self.output / "runs" / f"{kept_as}-{identity[:8]}"
+        changes: dict[str, Any] = {"output_dir": path}
+        if before:
+            changes["model"] = str(before[-1].run.model_path)
+        started = time.perf_counter()
+        run, reused = self._trained(chain[number].model_copy(update=changes), path, label)
+        seconds = _recorded_seconds(run) if reused else time.perf_counter() - started
+        self._say(f"evaluating {label}")
+        # Drift is from the model before the first stage, whose config the first stage's is.
+        on_the_way = self._scores_on_the_way(run, chain[0], kept_as, identity)
+        evaluated = self.evaluator.run(kept_as, chain[0], run.model_path, identity)
+        curves = _joined(before[-1].curves if before else {}, _curves(run) | on_the_way)
+        return _Stage(run, reused, seconds, evaluated, curves)
 
     def _trained(self, config: TrainingConfig, path: Path, label: str) -> tuple[Run, bool]:
         """The finished run in this folder: as it was found (True), continued, or trained from the start."""
@@ -150,7 +168,7 @@ class _Comparison:
         self._say(f"{'continuing' if resume else 'training'} {label}")
         return train(Run.open(path).config if resume else config, resume=resume, console=self.console), False
 
-    def _scores_on_the_way(self, run: Run, name: str, identity: str) -> dict[str, Curve]:
+    def _scores_on_the_way(self, run: Run, config: TrainingConfig, name: str, identity: str) -> dict[str, Curve]:
         """Means of all measures at every checkpoint, where `evaluate.every` asks for them; step 0 is the base."""
         if self.experiment.evaluate_every is None or self.base is None:
             return {}
@@ -159,7 +177,7 @@ class _Comparison:
         means = {0: self.base.means}
         for step in steps:
             folder, what = run.path / f"checkpoint-{step}", f"{identity}-{step}"
-            means[step] = self.evaluator.run(f"{name}-step{step}", run.config, folder, what).means
+            means[step] = self.evaluator.run(f"{name}-step{step}", config, folder, what).means
         return {
             f"{ON_THE_WAY}{measure}": [(step, means[step][measure]) for step in means if measure in means[step]]
             for measure in self.base.means
@@ -167,6 +185,26 @@ class _Comparison:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What one stage of a run left. curves: of this stage behind those of the stages before it."""
+
+    run: Run
+    reused: bool
+    training_seconds: float
+    evaluated: Evaluated
+    curves: dict[str, Curve]
+
+
+def _joined(before: dict[str, Curve], curves: dict[str, Curve]) -> dict[str, Curve]:
+    """Curves one behind the other: a stage counts its steps from where the one before it ended."""
+    offset = max((curve[-1][0] for curve in before.values() if curve), default=0)
+    return {
+        name: [*before.get(name, []), *((step + offset, value) for step, value in curves.get(name, []))]
+        for name in dict.fromkeys((*before, *curves))
+    }
 
 
 def _curves(run: Run) -> dict[str, Curve]:
@@ -196,6 +234,7 @@ def _results(experiment: Experiment, comparison: _Comparison, models: list[Model
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         measures=comparison.base.measures,
         models=tuple(models),
+        stages=experiment.stages,
         data={path.name: data_hash(path) for path in sorted(experiment.data_files)},
         environment={key: record[key] for key in ("versions", "hardware", "git_commit")},
         introduction=experiment.texts.introduction,

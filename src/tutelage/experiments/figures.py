@@ -37,6 +37,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 TRAJECTORIES_FILE = "training_trajectories.png"
 TRADEOFF_FILE = "tradeoff.png"
+STAGES_FILE = "stages.png"
 DOTS_PER_INCH = 150
 
 
@@ -118,7 +119,9 @@ def marker_of(model: ModelResult) -> str:
 
 
 def write_figures(results: ExperimentResults, folder: Path) -> None:
-    """`training_trajectories.png` and `tradeoff.png`. Raises OutputError."""
+    """`training_trajectories.png` and `tradeoff.png`; with stages `stages.png` too. Raises OutputError."""
+    if results.stages:
+        write_bytes(folder / STAGES_FILE, png(stages_figure(results, LIGHT)))
     write_bytes(folder / TRAJECTORIES_FILE, png(trajectories_figure(results, LIGHT)))
     write_bytes(folder / TRADEOFF_FILE, png(tradeoff_figure(results, LIGHT)))
 
@@ -202,6 +205,41 @@ def _draw_tradeoff(axes: Any, results: ExperimentResults, task: list[Measure], a
             axes.set_ylim(-0.06, 1.08)
     _place_labels(axes, places, theme)
     _style(axes, theme)
+
+
+def stages_figure(results: ExperimentResults, theme: Theme) -> Figure:
+    """Every task and prior measure, and the KL, after each stage: what a stage teaches and what it takes away."""
+    measures = [*results.of_role(Role.TASK), *results.of_role(Role.PRIOR), results.measure("kl_vs_base")]
+    columns = min(3, len(measures))
+    rows = -(-len(measures) // columns)
+    figure = _figure((4.2 * columns, 3.4 * rows), theme)
+    places: list[Any] = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, measure in zip(places, measures, strict=False):
+        for run, style in _styled(results.runs):
+            scores = [results.base.scores, *(run.after(stage) for stage in results.stages)]
+            shown = [(place, each[measure.name]) for place, each in enumerate(scores) if measure.name in each]
+            axes.errorbar(
+                [place for place, _ in shown],
+                [score.mean for _, score in shown],
+                yerr=[[_reach(score)[side][0] for _, score in shown] for side in (0, 1)],
+                color=colour_of(run),
+                marker=marker_of(run),
+                linestyle=style,
+                linewidth=1.8,
+                elinewidth=1.0,
+                label=run.name,
+            )
+        axes.set_title(_cap(measure.title), color=theme.ink, fontsize=11)
+        axes.set_ylabel(measure.unit.value, fontsize=8)
+        axes.set_xticks(range(len(results.stages) + 1), [BASE, *results.stages])
+        axes.set_xlabel("after stage", fontsize=8)
+        if measure.unit is Unit.SHARE:
+            axes.set_ylim(-0.05, 1.05)
+        _style(axes, theme)
+    for axes in places[len(measures) :]:
+        axes.axis("off")
+    _add_legend(places[0], results.runs, theme, loc="best", fontsize=8)
+    return figure
 
 
 def _figure(size: tuple[float, float], theme: Theme) -> Figure:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def run_identity(config: TrainingConfig) -> str:
     if isinstance(reward, str) and (path := Path(reward.rpartition(":")[0])).suffix == ".py" and path.is_file():
         options["grpo_reward_function"] = [reward.rpartition(":")[2], data_hash(path)]
     return digest({"options": options, "release": tutelage.__version__})
+
+
+def chain_identity(chain: Sequence[TrainingConfig]) -> str:
+    """Of the model that the last stage leaves: what the stages before it were is part of that."""
+    identity = run_identity(chain[0])
+    for config in chain[1:]:
+        identity = digest([identity, run_identity(config)])
+    return identity
 
 
 def model_identity(model: str) -> Any:

@@ -13,7 +13,7 @@ from tutelage.config import TrainingConfig, config_beside, read_options
 from tutelage.config.faults import checked
 from tutelage.errors import ConfigError, nearest
 from tutelage.evaluation.suite import read_suite
-from tutelage.experiments.specification import Experiment, Texts
+from tutelage.experiments.specification import Chain, Experiment, Texts
 from tutelage.monitoring import everyday_prompts, read_prompts
 
 MONITOR = {
@@ -46,6 +46,7 @@ class ExperimentFile(BaseModel):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     base: dict[str, Any]
     runs: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], dict[str, Any]]
+    stages: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], dict[str, Any]] = {}
     seeds: list[Seed] = []
     evaluate: dict[str, Any] = {}
     monitor: dict[str, Any] = {}
@@ -77,7 +78,13 @@ def load_experiment(path: Path) -> Experiment:
         raise ConfigError(f"{path}: evaluate.every: {every!r} does not fit; give a number of steps, 1 or more")
     prompts = everyday_prompts() if file.drift.prompts is None else read_prompts(path.parent / file.drift.prompts)
     runs = {
-        name: {seed: _config(path, name, seed, file.base | monitored | options, every) for seed in seeds}
+        name: {
+            seed: tuple(
+                _config(path, name, seed, file.base | monitored | stage | options, every)
+                for stage in (file.stages.values() or [{}])
+            )
+            for seed in seeds
+        }
         for name, options in file.runs.items()
     }
     try:
@@ -85,6 +92,7 @@ def load_experiment(path: Path) -> Experiment:
             name=file.name,
             texts=Texts(file.title or file.name, file.introduction, tuple(file.notes), tuple(file.sources)),
             runs=runs,
+            stages=tuple(file.stages),
             evaluations=tuple(read_suite(evaluate, path.parent, f"{path}: evaluate")) if evaluate else (),
             drift_prompts=tuple(prompts),
             drift_max_new_tokens=file.drift.max_new_tokens,
@@ -111,8 +119,8 @@ def _monitor_options(monitor: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {MONITOR[key]: value for key, value in monitor.items()}
 
 
-def _files(runs: Mapping[str, Mapping[int, TrainingConfig]], file: ExperimentFile, folder: Path) -> tuple[Path, ...]:
-    configs = [config for seeds in runs.values() for config in seeds.values()]
+def _files(runs: Mapping[str, Mapping[int, Chain]], file: ExperimentFile, folder: Path) -> tuple[Path, ...]:
+    configs = [config for seeds in runs.values() for chain in seeds.values() for config in chain]
     found = {path for config in configs for path in (config.training_file, config.test_file) if path is not None}
     if file.drift.prompts is not None:
         found.add(folder / file.drift.prompts)

@@ -5,6 +5,7 @@ Text from models and files is escaped by the template engine, whatever it holds.
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from tutelage.experiments.figures import (
     panel_figure,
     panels_of,
     png,
+    stages_figure,
     tradeoff_figure,
 )
-from tutelage.experiments.results import ExperimentResults, ModelResult
+from tutelage.experiments.results import ExperimentResults, ModelResult, Score
 from tutelage.experiments.sentences import findings, interval_text, level_text, value_text
 from tutelage.files import write_text
 
@@ -47,6 +49,16 @@ class Row:
     """One model of the table."""
 
     model: ModelResult
+    colour: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A run after one of its stages."""
+
+    model: ModelResult
+    stage: str
     colour: str
     cells: list[Cell]
 
@@ -108,6 +120,10 @@ def report_html(results: ExperimentResults) -> str:
         evaluations=[(_titled(results, name), questions(results, shown, name)) for name in results.base.answers],
         level=level_text(results.base.scores["kl_vs_base"].interval),
         left_out=left_out(shown),
+        stages=stage_rows(results),
+        stages_picture=_picture("After each stage", *(stages_figure(results, theme) for theme in _THEMES))
+        if results.stages
+        else None,
         samples_shown=SAMPLES_SHOWN,
         options=differing_options(results.runs),
         shared=shared_options(results.runs),
@@ -155,11 +171,11 @@ _THEMES: tuple[Theme, Theme] = (LIGHT, DARK)
 
 
 def _row(results: ExperimentResults, model: ModelResult) -> Row:
-    return Row(model, colour_of(model), [_cell(model, measure) for measure in results.measures])
+    return Row(model, colour_of(model), [_cell(model.scores, measure) for measure in results.measures])
 
 
-def _cell(model: ModelResult, measure: Measure) -> Cell:
-    score = model.scores.get(measure.name)
+def _cell(scores: Mapping[str, Score], measure: Measure) -> Cell:
+    score = scores.get(measure.name)
     if score is None:
         return Cell(measure, None, "–", "no item has a value in every seed")
     return Cell(measure, score.mean, value_text(score, measure), interval_text(score.interval, measure))
@@ -172,6 +188,15 @@ def _titled(results: ExperimentResults, evaluation: str) -> Measure:
         next((measure for measure in results.measures if measure.name.startswith(f"{evaluation}.")), None)
         or Measure(evaluation, evaluation, Role.TASK, Unit.OTHER),
     )
+
+
+def stage_rows(results: ExperimentResults) -> list[StageRow]:
+    """The matrix: a row a run and stage, with every measure of the table."""
+    return [
+        StageRow(run, stage, colour_of(run), [_cell(run.after(stage), measure) for measure in results.measures])
+        for run in results.runs
+        for stage in results.stages
+    ]
 
 
 def left_out(models: list[ModelResult]) -> list[tuple[str, str, int]]:

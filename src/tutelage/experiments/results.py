@@ -88,8 +88,8 @@ class Score:
 class SeedResult:
     """The base model, or a run with one seed. Of a failed one, `error` says why and there are no scores.
 
-    scores: measure name to one value an item. failed: evaluation name to what it had to leave out. reused: it
-    was there already.
+    scores: measure name to one value an item. failed: evaluation name to what it had to leave out. after:
+    stage to scores, where there are stages; the last ones are `scores`. reused: it was there already.
     """
 
     seed: int
@@ -100,6 +100,7 @@ class SeedResult:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     run_path: str | None = None
+    after: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     reused: bool = False
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -128,11 +129,11 @@ class ModelResult:
     @cached_property
     def scores(self) -> Mapping[str, Score]:
         """Of the measures that have a value for some item in every finished seed."""
-        if not self.finished:
-            return {}
-        names = [name for name in self.finished[0].scores if all(name in seed.scores for seed in self.finished)]
-        scores = {name: Score(tuple(tuple(seed.scores[name]) for seed in self.finished)) for name in names}
-        return {name: score for name, score in scores.items() if score.valid}
+        return _scores([seed.scores for seed in self.finished])
+
+    def after(self, stage: str) -> Mapping[str, Score]:
+        """The same after a stage; empty where the run has none."""
+        return _scores([seed.after.get(stage, {}) for seed in self.finished])
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -151,6 +152,7 @@ class ExperimentResults:
     created: str
     measures: tuple[Measure, ...]
     models: tuple[ModelResult, ...]
+    stages: tuple[str, ...] = ()
     data: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     introduction: str = ""
@@ -198,7 +200,7 @@ class ExperimentResults:
         read = dict(values)
         read["measures"] = tuple(read_measure(measure) for measure in values["measures"])
         read["models"] = tuple(_model(model) for model in values["models"])
-        read["seeds"] = tuple(values["seeds"])
+        read["seeds"], read["stages"] = tuple(values["seeds"]), tuple(values["stages"])
         read["notes"], read["sources"] = tuple(values["notes"]), tuple(values["sources"])
         return cls(**read)
 
@@ -254,6 +256,12 @@ CSV_COLUMNS = (
 )
 
 
+def _scores(seeds: Sequence[Mapping[str, tuple[float, ...]]]) -> dict[str, Score]:
+    names = [name for name in (seeds[0] if seeds else {}) if all(name in scores for scores in seeds)]
+    found = {name: Score(tuple(tuple(scores[name]) for scores in seeds)) for name in names}
+    return {name: score for name, score in found.items() if score.valid}
+
+
 def _finite(column: Sequence[float]) -> bool:
     return all(math.isfinite(value) for value in column)
 
@@ -279,8 +287,11 @@ def _model(values: Mapping[str, Any]) -> ModelResult:
 
 
 def _seed(values: Mapping[str, Any]) -> SeedResult:
-    scores = {
-        name: tuple(math.nan if item is None else item for item in items) for name, items in values["scores"].items()
-    }
+    scores, after = _items(values["scores"]), {stage: _items(items) for stage, items in values["after"].items()}
     curves = {name: [(step, value) for step, value in curve] for name, curve in values["curves"].items()}
-    return SeedResult(**{**values, "status": Status(values["status"]), "scores": scores, "curves": curves})
+    known = {"status": Status(values["status"]), "scores": scores, "after": after, "curves": curves}
+    return SeedResult(**{**values, **known})
+
+
+def _items(scores: Mapping[str, Sequence[float | None]]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(math.nan if item is None else item for item in items) for name, items in scores.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from tutelage.config import TrainingConfig
 from tutelage.errors import ConfigError
 from tutelage.evaluation import Evaluation, Measure, Role, Unit
-from tutelage.experiments.identity import run_identity
+from tutelage.experiments.identity import chain_identity
 from tutelage.monitoring.prompts import Prompt
 
 BASE = "base"
@@ -45,20 +45,26 @@ class Texts:
     sources: tuple[str, ...] = ()
 
 
+Chain = tuple[TrainingConfig, ...]
+"""The config of a run, or several: each stage begins with the model the one before it left."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Everything that defines a comparison.
 
-    runs: run name to its configs by seed; they share model and chat template, and `output_dir` is set by the
-    comparison. evaluate_every: optimizer steps between two evaluations of a run's checkpoints, None for the end only.
+    runs: run name to its chain of configs by seed; all share model and chat template, and `output_dir`, and `model`
+    from the second stage on, are set by the comparison. stages: their names, empty where there is one without a name.
+    evaluate_every: optimizer steps between two evaluations of a run's checkpoints, None for the end only.
     data_files: files whose hashes belong into the results. Raises ConfigError where the runs can't be compared.
     """
 
     name: str
     texts: Texts
-    runs: Mapping[str, Mapping[int, TrainingConfig]]
+    runs: Mapping[str, Mapping[int, Chain]]
     evaluations: tuple[Evaluation, ...]
     drift_prompts: tuple[Prompt, ...]
+    stages: tuple[str, ...] = ()
     drift_max_new_tokens: int = 48
     evaluate_every: int | None = None
     data_files: tuple[Path, ...] = ()
@@ -68,14 +74,14 @@ class Experiment:
             raise ConfigError("runs: none is given; name at least one")
         if BASE in self.runs:
             raise ConfigError(f"runs: '{BASE}' is the name of the model before training; call the run otherwise")
-        configs = [config for seeds in self.runs.values() for config in seeds.values()]
+        configs = [config for seeds in self.runs.values() for chain in seeds.values() for config in chain]
         bases = {(config.model, config.chat_template) for config in configs}
         if len(bases) > 1:
             names = ", ".join(sorted({model for model, _ in bases}))
             raise ConfigError(f"runs: they start from different models or templates ({names}); compare runs of one")
         first_with: dict[str, str] = {}
         for name, seeds in self.runs.items():
-            identity = run_identity(next(iter(seeds.values())))
+            identity = chain_identity(next(iter(seeds.values())))
             if identity in first_with:
                 raise ConfigError(
                     f"runs: '{first_with[identity]}' and '{name}' differ in nothing; change an option of one, or "
@@ -86,7 +92,7 @@ class Experiment:
     @property
     def first_config(self) -> TrainingConfig:
         """A config with the model and the template that all share."""
-        return next(iter(next(iter(self.runs.values())).values()))
+        return next(iter(next(iter(self.runs.values())).values()))[0]
 
     @property
     def seeds(self) -> tuple[int, ...]:
