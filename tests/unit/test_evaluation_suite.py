@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from tests.judge_server import refused_url
 from tests.known_model import known_model
@@ -29,6 +31,8 @@ from tutelage.evaluation import (
     load_suite,
     read_suite,
 )
+from tutelage.evaluation.freeform_questions import FreeformQuestion, JudgePrompt
+from tutelage.evaluation.specs import KINDS, Spec
 from tutelage.models import LoadedModel
 
 TOKENIZER = tiny_tokenizer()
@@ -441,3 +445,36 @@ def test_what_was_done_before_a_failure_is_kept(folder: Path):
     with pytest.raises(DataError, match=r"long\.jsonl:1: \d+ tokens, but the model has 256 positions"):
         ask(read(folder, {"task": [generate(), LOG_PROB | {"file": "data/long.jsonl"}]}))
     assert ask(read(folder, {"task": generate()}))[1] == ("test",)
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+COMMON = set(Spec.model_fields)
+DESCRIBED: dict[str, tuple[type[BaseModel], set[str]]] = {
+    "## Options of every kind\n": (Spec, set()),
+    **{f"## `{kind}`\n": (spec, COMMON) for kind, spec in KINDS.items()},
+    "| Key of a question |": (FreeformQuestion, set()),
+    "| Key of a judge prompt |": (JudgePrompt, set()),
+}
+
+
+@pytest.mark.parametrize(("heading", "model", "elsewhere"), [(key, *value) for key, value in DESCRIBED.items()])
+def test_the_page_has_every_option_with_its_default(heading: str, model: type[BaseModel], elsewhere: set[str]):
+    table = PAGE.partition(heading)[2].partition("\n\n| Scorer")[0]
+    table = table.partition("\n## ")[0] if heading.startswith("#") else table.partition("\n\n")[0]
+    table = table.partition("\n```")[0]
+    rows = {
+        match[1]: "required" if match[2] == "required" else None if match[2] == "unset" else yaml.safe_load(match[3])
+        for match in re.finditer(r"^\| `([^`]+)` \| (`?([^|`]+)`?) \| .+ \|$", table, flags=re.MULTILINE)
+    }
+    fields = {name: field for name, field in model.model_fields.items() if name not in elsewhere}
+    assert rows == {name: "required" if field.is_required() else field.default for name, field in fields.items()}
+
+
+def test_the_examples_on_the_page_are_valid(folder: Path):
+    suite, questions = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL))
+    (folder / "questions.yaml").write_text(yaml.safe_dump(questions))
+    write_rows(folder / "data/test.jsonl", [CALL])
+    for name in ("unseen", "everyday"):
+        write_rows(folder / f"data/{name}.jsonl", TARGETS)
+    names = [evaluation.name for evaluation in read(folder, suite)]
+    assert names == ["test", "unseen_countries", "capitals", "everyday", "questions"]
