@@ -219,8 +219,8 @@ REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
         "suite.yaml: task: 'kind' is missing; add one of {kinds}",
     ),
     "an unknown kind": (
-        {"task": [generate(kind="generat")]},
-        "suite.yaml: task[0]: kind 'generat' is not known; did you mean 'generate'?; choose one of {kinds}",
+        {"task": [generate(kind="generated")]},
+        "suite.yaml: task[0]: kind 'generated' is not known; did you mean 'generate'?; choose one of {kinds}",
     ),
     "a kind that is a list": (
         {"task": [generate(kind=["generate"])]},

@@ -13,6 +13,7 @@ from tests.small_runs import save_tiny_model
 from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage.errors import ModelError
 from tutelage.models import load_frozen, model_identity
+from tutelage.models.loading import without_peft_deprecations
 
 
 @pytest.fixture
@@ -30,7 +31,8 @@ def change_one_weight(path: Path) -> None:
 
 def save_adapter(base: Path, folder: Path) -> Path:
     """An adapter that changes something."""
-    model = get_peft_model(tiny_model(tiny_tokenizer()), LoraConfig(r=2, target_modules=["q_proj"]))
+    with without_peft_deprecations():
+        model = get_peft_model(tiny_model(tiny_tokenizer()), LoraConfig(r=2, target_modules=["q_proj"]))
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
