@@ -58,7 +58,7 @@ def test_evaluating_on_the_way_saves_checkpoints_as_often(tmp_path: Path) -> Non
         ({"runs": {"a": {"model": "other"}, "b": {}}}, "they start from different models or templates"),
         ({"seeds": [1, 1]}, "seeds: [1, 1] names one twice; name each once"),
         ({"seeds": [-1]}, "seeds.0: -1 does not fit"),
-        ({"monitor": {"evry": 1}}, "monitor: 'evry' is not known; did you mean 'every'?"),
+        ({"monitor": {"evrey": 1}}, "monitor: 'evrey' is not known; did you mean 'every'?"),
         ({"evaluate": {"every": 0}}, "evaluate.every: 0 does not fit; give a number of steps, 1 or more"),
         ({"evaluate": {"tsak": []}}, "'tsak' is no group of evaluations; did you mean 'task'?"),
         ({"evaluate": {"task": [{"kind": "generate", "file": "no.jsonl", "scorer": "exact_match"}]}}, "no such file"),

@@ -37,7 +37,8 @@ def run_experiment(experiment: Experiment, output: Path, console: Console) -> Ex
 
     A run with a seed goes to `output/runs/<name>-seed<seed>-<hash of what it is>`, with stages a folder each; what is
     finished there is used again. A run that fails is reported, marked in the results and left out of every table;
-    TrainingError if none is left. Raises Interrupted on ctrl-C: what is done stays, and the same command goes on from there.
+    TrainingError if none is left. Raises Interrupted on ctrl-C: what is done stays, and the same command goes on
+    from there.
     """
     for evaluation in experiment.evaluations:
         evaluation.check()

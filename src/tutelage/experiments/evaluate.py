@@ -12,11 +12,11 @@ from typing import Any
 
 from tutelage.config import TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
-from tutelage.evaluation import Evaluation, Measure, Outcome, OutcomeFolder, Role
+from tutelage.evaluation import Measure, Outcome, OutcomeFolder, Role
 from tutelage.evaluation.kinds import NamedEvaluation
-from tutelage.evaluation.measures import Named
 from tutelage.evaluation.questions import question_text
-from tutelage.experiments.identity import digest, model_identity
+from tutelage.evaluation.run_suite import evaluate_suite
+from tutelage.experiments.identity import base_identity
 from tutelage.experiments.specification import BASE, KL_BASE_VS_MODEL, KL_VS_BASE, Experiment
 from tutelage.models import LoadedModel, WeightCopy, load_model, response_kl
 from tutelage.models.scoring import Pair
@@ -71,11 +71,10 @@ class Evaluator:
         """The model before training."""
         started = time.perf_counter()
         config = _without_adapter(self.experiment.first_config)
-        identity = digest([model_identity(config.model), config.chat_template])
         model = _Model(lambda: load_model(config), config.chat_template)
-        folder = OutcomeFolder(self.folder / BASE, identity)
+        folder = OutcomeFolder(self.folder / BASE, base_identity(config))
         outcomes = self._outcomes(model, folder)
-        drift = self._kept(self._drift, folder, lambda: self._base_drift(model.loaded, model.template))
+        drift = self._kept_drift(folder, lambda: self._base_drift(model.loaded, model.template))
         self.base_pairs = [(row["prompt_ids"], row["answer_ids"]) for row in drift.rows]
         return _together({**outcomes, KL_VS_BASE.name: drift}, time.perf_counter() - started)
 
@@ -87,26 +86,25 @@ class Evaluator:
         config = config if has_adapter else _without_adapter(config)
         folder = OutcomeFolder(self.folder / name, identity)
         model = _Model(lambda: load_model(config, str(path)), config.chat_template)
-        drift = self._kept(self._drift, folder, lambda: self._run_drift(model.loaded, config))
+        drift = self._kept_drift(folder, lambda: self._run_drift(model.loaded, config))
         model.merge = has_adapter
         outcomes = self._outcomes(model, folder)
         return _together({**outcomes, KL_VS_BASE.name: drift}, time.perf_counter() - started)
 
     def _outcomes(self, model: "_Model", folder: OutcomeFolder) -> dict[str, Outcome]:
-        def outcome(evaluation: Evaluation) -> Outcome:
-            return self._kept(evaluation, folder, lambda: evaluation.run(model.merged, model.template))
+        done = evaluate_suite(lambda: (model.merged, model.template), self.experiment.evaluations, folder, self.say)
+        if done.kept:
+            self.say(f"as before: {', '.join(done.kept)}")
+        return done.outcomes
 
-        return {evaluation.name: outcome(evaluation) for evaluation in self.experiment.evaluations}
-
-    def _kept(self, evaluation: Named, folder: OutcomeFolder, run: Callable[[], Outcome]) -> Outcome:
-        kept = folder.read(evaluation)
+    def _kept_drift(self, folder: OutcomeFolder, measure: Callable[[], Outcome]) -> Outcome:
+        kept = folder.read(self._drift)
         if kept is not None:
-            self.say(f"{evaluation.title}: as before")
             return kept
-        self.say(f"{evaluation.title} …")
+        self.say(f"{self._drift.title} …")
         started = time.perf_counter()
-        outcome = run()
-        folder.write(evaluation, outcome, time.perf_counter() - started)
+        outcome = measure()
+        folder.write(self._drift, outcome, time.perf_counter() - started)
         return outcome
 
     def _base_drift(self, loaded: LoadedModel, template: ChatTemplate) -> Outcome:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tutelage
 from tutelage.config import TrainingConfig
 from tutelage.data.jsonl import data_hash
+from tutelage.models import model_identity
 
 NOT_WHAT_IS_TRAINED = (
     *("output_dir", "report_to", "meta", "job_id_suffix", "finetuned_model_id", "model_naming_extra_parameters"),
@@ -16,11 +18,12 @@ NOT_WHAT_IS_TRAINED = (
 )
 """Options that change neither the weights nor what is measured on the way."""
 
-SMALL_FILE = 1 << 20
-
 
 def run_identity(config: TrainingConfig) -> str:
-    """Sixteen hexadecimal digits of a SHA-256 over options, data and release. Raises DataError for a missing file."""
+    """Sixteen hexadecimal digits of a SHA-256 over options, model, data and release.
+
+    Raises DataError for a file that is missing, ModelError for a model that is.
+    """
     options = {name: value for name, value in config.flat().items() if name not in NOT_WHAT_IS_TRAINED}
     reward = options.get("grpo_reward_function")
     options |= {
@@ -36,7 +39,7 @@ def run_identity(config: TrainingConfig) -> str:
             callback.model_dump(mode="json") | {"file": data_hash(callback.file)}
             for callback in config.sampling_callbacks
         ],
-        "model": model_identity(config.model),
+        "model": _model(config.model),
     }
     if isinstance(reward, str) and (path := Path(reward.rpartition(":")[0])).suffix == ".py" and path.is_file():
         options["grpo_reward_function"] = [reward.rpartition(":")[2], data_hash(path)]
@@ -51,17 +54,15 @@ def chain_identity(chain: Sequence[TrainingConfig]) -> str:
     return identity
 
 
-def model_identity(model: str) -> Any:
-    """A Hub id is itself. Of a folder or file: names, sizes, and the contents of what is small."""
-    path = Path(model)
-    if not path.exists():
-        return model
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [
-        [file.name, file.stat().st_size, data_hash(file) if file.stat().st_size < SMALL_FILE else file.stat().st_mtime]
-        for file in files
-        if file.is_file()
-    ]
+@cache
+def _model(name: str) -> str:
+    """Hashed once: the weights of a large model take their time."""
+    return model_identity(name)
+
+
+def base_identity(config: TrainingConfig) -> str:
+    """Of the model before training, with the template it is asked in."""
+    return digest([_model(config.model), config.chat_template])
 
 
 def digest(content: Any) -> str:
