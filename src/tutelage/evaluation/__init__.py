@@ -2,6 +2,7 @@
 
 from tutelage.evaluation.generate import GenerationItem, GenerationResult, evaluate_generation
 from tutelage.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
+from tutelage.evaluation.lm_eval import LmEvalItem, LmEvalMetric, LmEvalResult, LmEvalTask, evaluate_lm_eval
 from tutelage.evaluation.multiple_choice import ChoiceItem, MultipleChoiceResult, evaluate_multiple_choice
 from tutelage.evaluation.questions import ChoiceQuestion, Question, read_choice_questions, read_questions
 from tutelage.evaluation.results import write_items
@@ -13,12 +14,17 @@ __all__ = [
     "GenerationItem",
     "GenerationResult",
     "Interval",
+    "LmEvalItem",
+    "LmEvalMetric",
+    "LmEvalResult",
+    "LmEvalTask",
     "MultipleChoiceResult",
     "Question",
     "Scorer",
     "bootstrap_difference",
     "bootstrap_interval",
     "evaluate_generation",
+    "evaluate_lm_eval",
     "evaluate_multiple_choice",
     "exact_match",
     "read_choice_questions",
