@@ -59,8 +59,8 @@ ANSWER = {
 }
 
 
-def write_task(folder: Path, task: dict[str, Any], rows: list[dict[str, Any]] | None, **changes: Any) -> Path:
-    content = task | changes
+def write_task(folder: Path, base: dict[str, Any], rows: list[dict[str, Any]] | None, **changes: Any) -> Path:
+    content = base | changes
     if rows is not None:
         data = folder / next(iter(content["dataset_kwargs"]["data_files"].values()))
         data.parent.mkdir(parents=True, exist_ok=True)
@@ -210,16 +210,13 @@ def test_limit_few_shot_and_names_from_a_folder(tmp_path: Path):
     (tmp_path / "in" / "s.jsonl").write_text(json.dumps({"question": "Q", "choices": ["A", "B"], "answer": 1}) + "\n")
     write_task(tmp_path / "in", CHOICE, CAPITALS, **shots)
     write_task(tmp_path / "in", ANSWER, [{"question": "Q", "target": "x"}])
-    result = evaluate_lm_eval(
-        MODEL, TEMPLATE, ["answers_here", "capitals_here"], include_path=tmp_path / "in", limit=2, num_fewshot=1
-    ) if False else evaluate_lm_eval(
-        MODEL, TEMPLATE, ["capitals_here"], include_path=tmp_path / "in", limit=2, num_fewshot=1
-    )
+    folder = tmp_path / "in"
+    result = evaluate_lm_eval(MODEL, TEMPLATE, ["capitals_here"], include_path=folder, limit=2, num_fewshot=1)
     assert [item.prompt for item in result.items] == [
         "Q B\n\nWhat is the capital of France?",
         "Q B\n\nItaly",
     ]
-    both = evaluate_lm_eval(MODEL, TEMPLATE, ["answers_here", "capitals_here"], include_path=tmp_path / "in", limit=1)
+    both = evaluate_lm_eval(MODEL, TEMPLATE, ["answers_here", "capitals_here"], include_path=folder, limit=1)
     assert [(task.name, task.metrics[0].n) for task in both.tasks] == [("answers_here", 1), ("capitals_here", 1)]
 
 
@@ -241,7 +238,8 @@ def test_nothing_is_left_behind(tmp_path: Path, capfd: pytest.CaptureFixture[str
     home = tmp_path / "work"
     home.mkdir()
     monkeypatch.chdir(home)
-    path = write_task(tmp_path / "task", CHOICE, CAPITALS) if (tmp_path / "task").mkdir() is None else None
+    (tmp_path / "task").mkdir()
+    path = write_task(tmp_path / "task", CHOICE, CAPITALS)
     model = tiny_model(TOKENIZER).train()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()

@@ -4,7 +4,7 @@ Imported only where the package `lm_eval` is installed (`lm_eval.py`).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -15,6 +15,7 @@ from torch import nn
 
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.errors import DataError
+from tutelage.evaluation.third_party import cut_at, ends_with_one_of
 from tutelage.models import response_scores
 from tutelage.models.scoring import Pair
 from tutelage.monitoring.prompts import check_fits, padding_id, positions_of
@@ -134,10 +135,10 @@ class InMemoryLm(TemplateLM):
                 top_p=top_p,
                 seeds=[rollout_seed(self.seed, number) for number in numbers],
                 batch_size=self.batch_size,
-                stop_when=self._ends_with_one_of(until) if until else None,
+                stop_when=ends_with_one_of(self.tokenizer, until),
             )
             for number, ids in zip(numbers, responses, strict=True):
-                answers[number] = self._text(ids, until)
+                answers[number] = cut_at(str(self.tokenizer.decode(ids, skip_special_tokens=True)), until)
         return answers
 
     def _scored(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
@@ -145,22 +146,3 @@ class InMemoryLm(TemplateLM):
             (float(score.log_probs.double().sum()), score.greedy)
             for score in response_scores(self.model, pairs, self.batch_size)
         ]
-
-    def _text(self, ids: list[int], until: Sequence[str]) -> str:
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        for stop in until:
-            text = text.partition(stop)[0]
-        return text
-
-    def _ends_with_one_of(self, until: Sequence[str]) -> Callable[[list[int]], bool]:
-        """Saves time and changes no answer: those are cut at the first such text anyway (`_text`).
-
-        So looking at the last tokens is enough, and a text that is noticed late costs a token.
-        """
-        tail = max(len(text.encode()) for text in until) + 1
-
-        def is_done(response: list[int]) -> bool:
-            text = str(self.tokenizer.decode(response[-tail:]))
-            return any(stop in text for stop in until)
-
-        return is_done

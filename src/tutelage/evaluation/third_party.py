@@ -1,10 +1,14 @@
-"""What both outside harnesses need: to be installed, and to be quiet. Not here: either of them."""
+"""What both outside harnesses need: to be installed, to be quiet, answers that end at a text.
+
+Not here: either of them.
+"""
 
 import contextlib
 import importlib.util
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from tutelage.errors import ConfigError
 
@@ -36,3 +40,26 @@ def first_line(error: BaseException) -> str:
     """What an outside error says, in a length that fits into a sentence."""
     text = str(error).strip()
     return (text.splitlines()[0][:200] if text else "no message").rstrip(".") + f", {type(error).__name__}"
+
+
+def cut_at(text: str, until: Sequence[str]) -> str:
+    """What stands before the first of the texts."""
+    for stop in until:
+        text = text.partition(stop)[0]
+    return text
+
+
+def ends_with_one_of(tokenizer: Any, until: Sequence[str]) -> Callable[[list[int]], bool] | None:
+    """For `generate`'s `stop_when`. Saves time and changes no answer, which is cut at such a text anyway (`cut_at`).
+
+    So looking at the last tokens is enough, and a text that is noticed late costs a token.
+    """
+    if not until:
+        return None
+    tail = max(len(text.encode()) for text in until) + 1
+
+    def is_done(response: list[int]) -> bool:
+        text = str(tokenizer.decode(response[-tail:]))
+        return any(stop in text for stop in until)
+
+    return is_done
