@@ -1,6 +1,7 @@
 """What a model can do: answers scored against targets, choices by log-probability, and how sure the scores are."""
 
 from tutelage.evaluation.generate import GenerationItem, GenerationResult, evaluate_generation
+from tutelage.evaluation.inspect_tasks import InspectItem, InspectMetric, InspectResult, evaluate_inspect
 from tutelage.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
 from tutelage.evaluation.lm_eval import LmEvalItem, LmEvalMetric, LmEvalResult, LmEvalTask, evaluate_lm_eval
 from tutelage.evaluation.multiple_choice import ChoiceItem, MultipleChoiceResult, evaluate_multiple_choice
@@ -13,6 +14,9 @@ __all__ = [
     "ChoiceQuestion",
     "GenerationItem",
     "GenerationResult",
+    "InspectItem",
+    "InspectMetric",
+    "InspectResult",
     "Interval",
     "LmEvalItem",
     "LmEvalMetric",
@@ -24,6 +28,7 @@ __all__ = [
     "bootstrap_difference",
     "bootstrap_interval",
     "evaluate_generation",
+    "evaluate_inspect",
     "evaluate_lm_eval",
     "evaluate_multiple_choice",
     "exact_match",
