@@ -221,9 +221,12 @@ def test_tasks_that_fail(tmp_path: Path):
     refused(DataError, r"its data cannot be read \(.*none\.jsonl", f"{path}@answers", logs)
     path = write_task(tmp_path, FILE.replace("scorer=[exact(), includes()]", "scorer=[no_such_scorer()]"))
     refused(ConfigError, r"cannot be run \(name 'no_such_scorer' is not defined", f"{path}@answers", logs)
-    path = write_task(tmp_path, FILE.replace("generate, system", "generate, use_tools, system").replace(
-        "solver=generate()", "solver=[use_tools(bash()), generate()]").replace(
-        "from inspect_ai.model", "from inspect_ai.tool import bash\nfrom inspect_ai.model"))
+    path = write_task(
+        tmp_path,
+        FILE.replace("generate, system", "generate, use_tools, system")
+        .replace("solver=generate()", "solver=[use_tools(bash()), generate()]")
+        .replace("from inspect_ai.model", "from inspect_ai.tool import bash\nfrom inspect_ai.model"),
+    )
     refused(ConfigError, r"the task offers the tool 'bash'", f"{path}@answers", logs)
     path = write_task(tmp_path)
     refused(DataError, r"\d+ tokens, but the model has 2048 positions", f"{path}@answers", logs, max_new_tokens=4000)

@@ -34,7 +34,8 @@ class InspectMetric:
 
 @dataclass(frozen=True)
 class InspectItem:
-    """One sample. score: the first scorer's, None where it gave none or no number. truncated: the answer hit the limit."""
+    """One sample. score: the first scorer's, None where it gave none or no number. truncated: the answer hit
+    `max_new_tokens`."""
 
     prompt: list[dict[str, str]]
     answer: str
@@ -152,12 +153,10 @@ def _specification(task: str) -> str:
         if not name and len(names) > 1:
             raise ConfigError(f"inspect: {file} has the tasks {', '.join(names)}; name one, as in '{file}@{names[0]}'")
         if name and name not in names:
-            raise ConfigError(
-                f"inspect: {file} has no task '{name}'{nearest(name, names)}; it has {', '.join(names)}"
-            )
+            raise ConfigError(f"inspect: {file} has no task '{name}'{nearest(name, names)}; it has {', '.join(names)}")
         return f"{path}@{name or names[0]}"
-    from inspect_ai._util.registry import registry_find  # pyright: ignore[reportMissingImports]
-    from inspect_ai._util.registry import registry_info  # pyright: ignore[reportMissingImports]
+    # Inspect has no public list of registered tasks.
+    from inspect_ai._util.registry import registry_find, registry_info  # pyright: ignore[reportMissingImports]
 
     known = [registry_info(found).name for found in registry_find(lambda info: info.type == "task")]
     if task not in known:
@@ -178,13 +177,17 @@ def _result(task: str, logs: list[Any], failure: TutelageError | None) -> Inspec
         if failure is not None:
             raise failure
         message = log.error.message if log.error else log.status
-        raise ConfigError(f"inspect: task '{task}' failed while it ran ({message.splitlines()[0][:200]}); mend the task")
+        raise ConfigError(
+            f"inspect: task '{task}' failed while it ran ({message.splitlines()[0][:200]}); mend the task"
+        )
     metrics: list[InspectMetric] = []
     for score in log.results.scores:
         stderr = score.metrics.get("stderr")
         metrics += [
             InspectMetric(
-                f"{score.name}/{name}", float(metric.value), None if stderr is None else float(stderr.value),
+                f"{score.name}/{name}",
+                float(metric.value),
+                None if stderr is None else float(stderr.value),
                 score.scored_samples or 0,
             )
             for name, metric in score.metrics.items()
@@ -197,8 +200,8 @@ def _result(task: str, logs: list[Any], failure: TutelageError | None) -> Inspec
 def _item(task: str, sample: Any) -> InspectItem:
     from inspect_ai.scorer import value_to_float  # pyright: ignore[reportMissingImports]
 
-    asked = sample.input if isinstance(sample.input, list) else None
-    turns = [("user", sample.input)] if asked is None else [(message.role, message.text) for message in asked]
+    asked = sample.input
+    turns = [("user", asked)] if isinstance(asked, str) else [(str(turn.role), str(turn.text)) for turn in asked]
     value = next(iter(sample.scores.values())).value if sample.scores else None
     return InspectItem(
         prompt=[{"role": role, "content": text} for role, text in turns],

@@ -6,6 +6,7 @@ Not here: how the harness's requests are answered (`lm_eval_model.py`), where a 
 
 import contextlib
 import os
+import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from tutelage.data.chat_template import ChatTemplate
@@ -106,7 +108,8 @@ def evaluate_lm_eval(
 
         from tutelage.evaluation.lm_eval_model import InMemoryLm
 
-        _seed_all(seed)
+        random.seed(seed)  # a task's own code may draw from these; `leaving_no_trace` puts them back
+        np.random.seed(seed % 2**32)
         loaded = _load(tasks, include_path, Path(scratch))
         for task in loaded["tasks"].values():
             own = task.get_config("num_fewshot")
@@ -143,16 +146,6 @@ def _one_process() -> Iterator[None]:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
-
-
-def _seed_all(seed: int) -> None:
-    """A task's own code may draw from the global states; `leaving_no_trace` puts them back."""
-    import random
-
-    import numpy as np
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
 
 
 def _load(tasks: Sequence[str], include_path: Path | None, scratch: Path) -> Any:
@@ -195,11 +188,11 @@ def _load(tasks: Sequence[str], include_path: Path | None, scratch: Path) -> Any
 
 
 def _loading_error(task: str, error: Exception) -> TutelageError:
-    import datasets
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
 
     # The library tells all of these by classes of its own, most of them OSErrors.
     # A StopIteration is what an empty file of rows gives.
-    if isinstance(error, (OSError, StopIteration, datasets.exceptions.DatasetsError, datasets.exceptions.DatasetGenerationError)):
+    if isinstance(error, (OSError, StopIteration, DatasetsError, DatasetGenerationError)):
         return DataError(
             f"lm_eval: task '{task}': its data set cannot be read ({first_line(error)}); give files that are there, "
             "or load it once where there is a network, without HF_HUB_OFFLINE"

@@ -32,7 +32,9 @@ def anchored_task(path: Path, scratch: Path) -> str:
         content = _read(path)
         merged = _merged(path, content) if isinstance(content, dict) else {}
     except OSError as error:
-        raise ConfigError(f"lm_eval: task '{path}' cannot be read ({error.filename}: {error.strerror}); check the path") from error
+        raise ConfigError(
+            f"lm_eval: task '{path}' cannot be read ({error.filename}: {error.strerror}); check the path"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
@@ -58,7 +60,7 @@ def anchored_folder(folder: Path, scratch: Path) -> Path:
 
 def _read(path: Path) -> Any:
     with path.open(encoding="utf-8") as file:
-        return yaml.load(file, Loader=_Loader)  # noqa: S506  # a SafeLoader with one more tag
+        return yaml.load(file, Loader=_Loader)  # a SafeLoader with one more tag
 
 
 def _merged(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,10 +30,10 @@ GENERATION_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_
 class InMemoryLm(TemplateLM):
     """Answers the harness's requests.
 
-    The harness's own `HFLM` is not used: it cuts rows that are too long, pads on the left, moves the model and
-    changes its tokenizer's padding side, and samples with the global random state. Here a number of this harness
-    and one of `evaluate_multiple_choice` come from the same code, whatever the batch; only where a text is divided
-    into context and continuation is the harness's way, so that scores compare with published ones.
+    The harness's own `HFLM` is not used: it cuts rows that are too long, leaves the model in evaluation mode and
+    samples with the global random state. Here a number of this harness and one of `evaluate_multiple_choice` come
+    from the same code, whatever the batch; where a text is divided into context and continuation is the harness's
+    way, so that scores compare with published ones.
     """
 
     def __init__(self, model: nn.Module, template: ChatTemplate, chat: bool, batch_size: int, seed: int) -> None:
@@ -107,7 +107,8 @@ class InMemoryLm(TemplateLM):
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
-            options = normalize_gen_kwargs(request.args[1], MAX_NEW_TOKENS)
+            arguments: Any = request.args
+            options: dict[str, Any] = dict(normalize_gen_kwargs(arguments[1], MAX_NEW_TOKENS))
             unknown = sorted(set(options) - GENERATION_OPTIONS)
             if unknown:
                 raise DataError(
