@@ -13,8 +13,9 @@ BIN := $(VENV)/bin
 # Axolotl pins its own versions of nearly everything: an environment of its own.
 AXOLOTL_VENV ?= .venv-axolotl
 AXOLOTL_PINS := tests/real_axolotl/constraints.txt
-# trackio wants an older Pillow than constraints.txt has: a small environment in front of the other one.
-TRACKIO_VENV ?= .venv-trackio
+# trackio and Inspect want older packages than constraints.txt has: a small environment in front of the other one.
+OLDER_VENV ?= .venv-older
+OLDER_PINS := tests/constraints-older.txt
 # Passed on: make demo ARGS="--runs sft,sdft --max-steps 20"; make test ARGS="-k config".
 ARGS ?=
 
@@ -27,7 +28,7 @@ export PIP_NO_INPUT := 1
 
 timed = trap 'echo "make $@: $$SECONDS s"' EXIT
 
-.PHONY: help environment demo test test-axolotl test-trackio check lint format types imports spelling clean
+.PHONY: help environment demo test test-axolotl test-older check lint format types imports spelling clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -42,8 +43,9 @@ test-axolotl: $(VENV)/dev.stamp $(AXOLOTL_VENV)/installed.stamp  ## Run the Axol
 	@$(timed); TUTELAGE_AXOLOTL_PYTHON=$(AXOLOTL_VENV)/bin/python HF_HUB_OFFLINE=1 \
 	  $(BIN)/python -m pytest tests/real_axolotl $(ARGS)
 
-test-trackio: $(TRACKIO_VENV)/installed.stamp  ## Run the tests of the sinks with trackio among them
-	@$(timed); HF_HUB_OFFLINE=1 $(TRACKIO_VENV)/bin/python -m pytest tests/e2e/test_sinks.py -k "trackio or all_sinks" $(ARGS)
+test-older: $(OLDER_VENV)/installed.stamp  ## Run the tests that need older packages: trackio, Inspect
+	@$(timed); HF_HUB_OFFLINE=1 $(OLDER_VENV)/bin/python -m pytest tests/e2e/test_sinks.py tests/unit/test_evaluation_inspect.py \
+	  -k "trackio or all_sinks or inspect" $(ARGS)
 
 check: $(VENV)/dev.stamp  ## Lint, format, types, layers, spelling
 	@$(timed); $(MAKE) --no-print-directory lint format types imports spelling
@@ -66,7 +68,7 @@ spelling: $(VENV)/dev.stamp
 environment: $(VENV)/dev.stamp  ## Build .venv with everything, for an editor
 
 clean:  ## Remove the environment and caches; demo/ and runs/ stay
-	@$(timed); rm -rf $(VENV) $(AXOLOTL_VENV) $(TRACKIO_VENV) build dist src/*.egg-info \
+	@$(timed); rm -rf $(VENV) $(AXOLOTL_VENV) $(OLDER_VENV) build dist src/*.egg-info \
 	  .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage; \
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -88,15 +90,17 @@ $(AXOLOTL_VENV)/installed.stamp: $(AXOLOTL_PINS)
 	$(AXOLOTL_VENV)/bin/python -m pip install --progress-bar off -c $(AXOLOTL_PINS) torch axolotl | $(show_packages)
 	@touch $@
 
-$(TRACKIO_VENV)/installed.stamp: $(VENV)/dev.stamp tests/e2e/constraints-trackio.txt
-	@trap 'echo "environment of trackio: $$SECONDS s"' EXIT; \
-	echo "environment: $(TRACKIO_VENV) with trackio and Pillow, the rest from $(VENV); about 80 MB, some seconds"; \
-	rm -rf $(TRACKIO_VENV); $(PYTHON) -m venv $(TRACKIO_VENV); \
+$(OLDER_VENV)/installed.stamp: $(VENV)/dev.stamp $(OLDER_PINS)
+	@trap 'echo "environment of older packages: $$SECONDS s"' EXIT; \
+	echo "environment: $(OLDER_VENV) with trackio and Inspect, the rest from $(VENV); about 250 MB"; \
+	rm -rf $(OLDER_VENV); $(PYTHON) -m venv $(OLDER_VENV); \
 	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	echo "import site; site.addsitedir('$$($(abspath $(BIN))/python -c "$$site")')" \
-	  > "$$($(TRACKIO_VENV)/bin/python -c "$$site")/development.pth"; \
-	{ grep -v '^pillow==' constraints.txt; cat tests/e2e/constraints-trackio.txt; } > $(TRACKIO_VENV)/constraints.txt; \
-	$(TRACKIO_VENV)/bin/python -m pip install --progress-bar off -c $(TRACKIO_VENV)/constraints.txt trackio | $(show_packages)
+	  > "$$($(OLDER_VENV)/bin/python -c "$$site")/development.pth"; \
+	older="$$(sed -n 's/^\([a-z0-9-]*\)==.*/^\1==/p' $(OLDER_PINS))"; \
+	{ grep -v "$$older" constraints.txt; cat $(OLDER_PINS); } > $(OLDER_VENV)/constraints.txt; \
+	$(OLDER_VENV)/bin/python -m pip install --progress-bar off -c $(OLDER_VENV)/constraints.txt trackio inspect-ai \
+	  | $(show_packages)
 	@touch $@
 
 define install

@@ -28,7 +28,7 @@ STEPS = 3
 MEASURED: dict[str, Any] = {"max_steps": STEPS, "monitoring_eval_steps": 1, "monitoring_max_new_tokens": 2}
 HERE = [name for name in READERS if importlib.util.find_spec(name) is not None]
 PLACES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow.db", "trackio": "trackio"}
-needs_trackio = pytest.mark.skipif("trackio" not in HERE, reason="it has an environment of its own: make test-trackio")
+needs_trackio = pytest.mark.skipif("trackio" not in HERE, reason="it has an environment of its own: make test-older")
 each_sink = pytest.mark.parametrize(
     "sink", [pytest.param(name, marks=needs_trackio if name == "trackio" else ()) for name in READERS]
 )

@@ -2,8 +2,10 @@
 
 from tutelage.evaluation.freeform import FreeformEvaluation
 from tutelage.evaluation.generate import GenerationItem, GenerationResult, evaluate_generation
+from tutelage.evaluation.inspect_tasks import InspectItem, InspectMetric, InspectResult, evaluate_inspect
 from tutelage.evaluation.intervals import Interval, bootstrap_difference, bootstrap_interval
 from tutelage.evaluation.kinds import ChoiceEvaluation, GenerateEvaluation, LogProbEvaluation
+from tutelage.evaluation.lm_eval import LmEvalItem, LmEvalMetric, LmEvalResult, LmEvalTask, evaluate_lm_eval
 from tutelage.evaluation.measures import Evaluation, Measure, Outcome, Role, Unit
 from tutelage.evaluation.multiple_choice import ChoiceItem, MultipleChoiceResult, evaluate_multiple_choice
 from tutelage.evaluation.questions import ChoiceQuestion, Question, read_choice_questions, read_questions
@@ -21,7 +23,14 @@ __all__ = [
     "GenerateEvaluation",
     "GenerationItem",
     "GenerationResult",
+    "InspectItem",
+    "InspectMetric",
+    "InspectResult",
     "Interval",
+    "LmEvalItem",
+    "LmEvalMetric",
+    "LmEvalResult",
+    "LmEvalTask",
     "LogProbEvaluation",
     "Measure",
     "MultipleChoiceResult",
@@ -35,6 +44,8 @@ __all__ = [
     "bootstrap_difference",
     "bootstrap_interval",
     "evaluate_generation",
+    "evaluate_inspect",
+    "evaluate_lm_eval",
     "evaluate_multiple_choice",
     "evaluate_suite",
     "exact_match",

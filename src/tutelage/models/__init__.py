@@ -5,7 +5,7 @@ from tutelage.models.identity import model_identity
 from tutelage.models.inference import inference_mode_of
 from tutelage.models.layout import Layout, lay_out, padded, takes_trees
 from tutelage.models.loading import LoadedModel, load_frozen, load_model, load_tokenizer, resolve_model
-from tutelage.models.scoring import ResponseKl, response_kl, response_log_probs
+from tutelage.models.scoring import ResponseKl, ResponseScore, response_kl, response_log_probs, response_scores
 from tutelage.models.weight_copy import WeightCopy
 from tutelage.models.wrappers import unwrapped
 
@@ -13,6 +13,7 @@ __all__ = [
     "Layout",
     "LoadedModel",
     "ResponseKl",
+    "ResponseScore",
     "WeightCopy",
     "attach_head",
     "head_forward",
@@ -26,6 +27,7 @@ __all__ = [
     "resolve_model",
     "response_kl",
     "response_log_probs",
+    "response_scores",
     "takes_trees",
     "unwrapped",
 ]

@@ -29,6 +29,14 @@ class ResponseKl:
     tokens: int
 
 
+@dataclass(frozen=True)
+class ResponseScore:
+    """log_probs: of each response token in nats, float32 [len(response)]. greedy: each is the most probable token."""
+
+    log_probs: Tensor
+    greedy: bool
+
+
 def response_hidden(model: nn.Module, pairs: Sequence[Pair]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Hidden states [N, D] that predict the response tokens, rows in order, and the function to logits [n, V]."""
     layout = lay_out(model, [[*prompt, *response] for prompt, response in pairs])
@@ -48,22 +56,29 @@ def predicting_places(layout: Layout, pairs: Sequence[Pair]) -> Tensor:
 
 def response_log_probs(model: nn.Module, pairs: Sequence[Pair], batch_size: int = 8) -> list[Tensor]:
     """log p(token | all before it) in nats of every response token, one float32 tensor [len(response)] a pair."""
-    scores: list[Tensor | None] = [None] * len(pairs)
+    return [score.log_probs for score in response_scores(model, pairs, batch_size)]
+
+
+def response_scores(model: nn.Module, pairs: Sequence[Pair], batch_size: int = 8) -> list[ResponseScore]:
+    """The same, and whether greedy decoding would give the response."""
+    scores: list[ResponseScore | None] = [None] * len(pairs)
     with inference_mode_of(model):
         for indices in _batches(model, pairs, batch_size):
             batch = [pairs[index] for index in indices]
             hidden_ND, logits_of = response_hidden(model, batch)
             targets_N = torch.tensor([token for _, response in batch for token in response], device=hidden_ND.device)
-            parts = [
-                torch.log_softmax(logits_of(hidden_nD), dim=-1).gather(1, targets_n[:, None])[:, 0]
-                for hidden_nD, targets_n in zip(
-                    hidden_ND.split(POSITIONS_PER_CHUNK), targets_N.split(POSITIONS_PER_CHUNK), strict=True
-                )
-            ]
-            logp_N = torch.cat(parts).float().cpu()
+            parts: list[Tensor] = []
+            greedy: list[Tensor] = []
+            for hidden_nD, targets_n in zip(
+                hidden_ND.split(POSITIONS_PER_CHUNK), targets_N.split(POSITIONS_PER_CHUNK), strict=True
+            ):
+                logp_nV = torch.log_softmax(logits_of(hidden_nD), dim=-1)
+                parts.append(logp_nV.gather(1, targets_n[:, None])[:, 0])
+                greedy.append(logp_nV.argmax(dim=-1) == targets_n)
+            logp_N, greedy_N = torch.cat(parts).float().cpu(), torch.cat(greedy).cpu()
             lengths = [len(response) for _, response in batch]
-            for index, logp in zip(indices, logp_N.split(lengths), strict=True):
-                scores[index] = logp
+            for index, logp, is_greedy in zip(indices, logp_N.split(lengths), greedy_N.split(lengths), strict=True):
+                scores[index] = ResponseScore(logp, bool(is_greedy.all()))
     return [score for score in scores if score is not None]
 
 

@@ -80,11 +80,16 @@ def encode_prompts(
 
 def check_fits(model: nn.Module, tokens: int, place: str) -> None:
     """Raises DataError if `tokens` are more than the model has positions for."""
-    config: Any = getattr(getattr(model, "module", model), "config", None)
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    limit = getattr(text_config, "max_position_embeddings", None)
+    limit = positions_of(model)
     if limit is not None and tokens > limit:
         raise DataError(f"{place}: {tokens} tokens, but the model has {limit} positions; shorten the row or its answer")
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """How many positions the model was made for, if it says so."""
+    config: Any = getattr(getattr(model, "module", model), "config", None)
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text_config, "max_position_embeddings", None)
 
 
 def padding_id(template: ChatTemplate) -> int:

@@ -6,7 +6,7 @@ run was interrupted; and the global random state is never touched.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
@@ -40,6 +42,7 @@ def generate(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     batch_size: int = 32,
+    stop_when: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """One response per prompt, as token ids, the end-of-turn token included where the model produced one.
 
@@ -47,6 +50,8 @@ def generate(
 
     In evaluation mode, without gradients, with a key-value cache; every module's mode is restored, also when
     generation raises. temperature 0 is greedy; otherwise `seeds` has one seed per prompt.
+    `stop_when` is asked after each token, with a row's response so far, whether the row is done; a response that
+    ends so may have padding behind it.
     """
     if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {0 if seeds is None else len(seeds)}")
@@ -63,7 +68,13 @@ def generate(
                     processors.append(TopPLogitsWarper(top_p))
                 processors.append(InverseCdfSampler([seeds[index] for index in indices], max_new_tokens))
             batch = _generate_batch(
-                model, [prompts[index] for index in indices], pad_token_id, stop_ids, max_new_tokens, processors
+                model,
+                [prompts[index] for index in indices],
+                pad_token_id,
+                stop_ids,
+                max_new_tokens,
+                processors,
+                stop_when,
             )
             responses.update(zip(indices, batch, strict=True))
     return [responses[index] for index in range(len(prompts))]
@@ -93,6 +104,16 @@ class InverseCdfSampler(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter_(1, tokens_B1, 0.0)
 
 
+class _StopWhen(StoppingCriteria):
+    def __init__(self, is_done: Callable[[list[int]], bool], width: int) -> None:
+        self._is_done = is_done
+        self._width = width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        done = [self._is_done(row) for row in input_ids[:, self._width :].tolist()]
+        return torch.tensor(done, device=input_ids.device)
+
+
 def _generate_batch(
     model: Any,
     prompts: Sequence[list[int]],
@@ -100,6 +121,7 @@ def _generate_batch(
     stop_ids: Collection[int],
     max_new_tokens: int,
     processors: LogitsProcessorList,
+    stop_when: Callable[[list[int]], bool] | None,
 ) -> list[list[int]]:
     model = getattr(model, "module", model)
     device = next(model.parameters()).device
@@ -129,6 +151,7 @@ def _generate_batch(
         past_key_values=cache if shared else None,
         generation_config=config,
         logits_processor=processors,
+        stopping_criteria=StoppingCriteriaList([_StopWhen(stop_when, width)] if stop_when else []),
     )
     return [_up_to_stop(row, stop_ids) for row in output_BT[:, width:].tolist()]
 
