@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.small_runs import ROWS, run_small
 from tutelage import Run
+from tutelage.training.reward_check import CHECKED_ROWS
 
 PAIRS = [(question, answer, f"{answer[::-1]} no") for question, answer in ROWS]
 
@@ -51,7 +52,7 @@ def grpo_run(folder: Path, name: str, **options: Any) -> Run:
 def rewarded(folder: Path, name: str) -> list[Any]:
     """(prompt, answer's ids, gold answer, score) of every sampled answer, without those of the check before step 1."""
     lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row for line in lines if (row := json.loads(line))[1]]
+    return [json.loads(line) for line in lines[CHECKED_ROWS:]]
 
 
 def any_run(folder: Path, name: str, loss: str, **options: Any) -> Run:

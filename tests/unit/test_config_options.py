@@ -275,6 +275,13 @@ def test_beta_may_be_0_but_not_for_dpo() -> None:
     assert refusal(loss="dpo", beta=0.0) == "beta: 0 leaves dpo no gradient; use a positive one, such as 0.1"
 
 
+def test_biases_have_no_reference() -> None:
+    assert refusal(loss="dpo", lora_bias="all") == (
+        "lora_bias: 'all' trains biases of the model that dpo compares with; set none"
+    )
+    assert config(loss="grpo", lora_bias="all", beta=0.0).lora_bias == "all"
+
+
 def test_a_group_has_at_least_two_answers() -> None:
     assert refusal(loss="grpo", grpo_num_generations=1) == (
         "grpo_num_generations: 1 does not fit; input should be greater than or equal to 2"

@@ -22,7 +22,8 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import Message
 from tutelage.errors import ConfigError, DataError, OutputError
-from tutelage.evaluation import InspectResult, evaluate_inspect, write_items
+from tutelage.evaluation import InspectResult, evaluate_inspect, read_suite, write_items
+from tutelage.models import LoadedModel
 from tutelage.rollouts import generate
 
 pytest.importorskip("inspect_ai", reason="inspect-ai is not among the pinned packages: pip install inspect-ai")
@@ -238,3 +239,28 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(ConfigError, r"inspect-ai is not installed; pip install 'tutelage\[inspect\]'", "x", tmp_path / "logs")
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_task_in_a_suite_is_a_measure(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(FILE, encoding="utf-8")
+    answer = TOKENIZER.decode(
+        generate(
+            MODEL,
+            [TEMPLATE.encode_prompt([Message("user", QUESTIONS[0])])],
+            pad_token_id=END,
+            stop_ids=TEMPLATE.end_of_turn_ids,
+            max_new_tokens=6,
+            temperature=0.0,
+        )[0],
+        skip_special_tokens=True,
+    )
+    rows = [{"input": QUESTIONS[0], "target": answer.strip()}, {"input": QUESTIONS[1], "target": "never this"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = {"kind": "inspect", "task": "tasks.py@answers", "max_new_tokens": 6, "log_folder": "logs"}
+    (evaluation,) = read_suite({"task": [options]}, tmp_path, "suite.yaml")
+    evaluation.check()
+    outcome = evaluation.run(LoadedModel(MODEL, TOKENIZER, "tiny"), TEMPLATE)
+    assert outcome.scores == {"inspect": (1.0, 0.0)}
+    assert outcome.failed == {}
+    assert outcome.rows[0]["answer"] == answer.strip()
+    assert list((tmp_path / "logs").iterdir())

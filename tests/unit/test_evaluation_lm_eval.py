@@ -20,8 +20,8 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import Message
 from tutelage.errors import ConfigError, DataError
-from tutelage.evaluation import evaluate_lm_eval, write_items
-from tutelage.models import response_log_probs, response_scores
+from tutelage.evaluation import Role, Unit, evaluate_lm_eval, read_suite, write_items
+from tutelage.models import LoadedModel, response_log_probs, response_scores
 from tutelage.rollouts import generate
 
 TOKENIZER = tiny_tokenizer()
@@ -318,3 +318,26 @@ def test_a_row_that_is_too_long_is_not_cut(tmp_path: Path):
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(ConfigError, r"lm-eval is not installed; pip install 'tutelage\[lm-eval\]'", "hellaswag")
+
+
+def test_a_task_in_a_suite_is_a_measure_with_the_items_of_the_harness(tmp_path: Path) -> None:
+    path = write_task(tmp_path, CHOICE, CAPITALS)
+    options = {"kind": "lm_eval", "tasks": [path.name], "name": "choice"}
+    (evaluation,) = read_suite({"prior": [options]}, tmp_path, "suite.yaml")
+    evaluation.check()
+    outcome = evaluation.run(LoadedModel(MODEL, TOKENIZER, "tiny"), TEMPLATE)
+    (task,) = evaluate_lm_eval(MODEL, TEMPLATE, [str(path)]).tasks
+    (measure,) = outcome.measures
+    assert (measure.name, measure.unit, measure.role, measure.higher_is_better) == (
+        *("choice", Unit.SHARE, Role.PRIOR, True),
+    )
+    assert outcome.scores == {"choice": tuple(item.score for item in task.items)}
+    assert outcome.rows[0]["prompt"] == [{"role": "user", "content": CAPITALS[0]["question"]}]
+    before = evaluation.identity
+    (tmp_path / next(iter(CHOICE["dataset_kwargs"]["data_files"].values()))).write_text("{}\n")
+    assert read_suite({"prior": [options]}, tmp_path, "suite.yaml")[0].identity != before
+
+
+def test_a_task_file_that_is_missing_is_named_when_the_suite_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"suite.yaml: task\[0\]: tasks: .*none.yaml: no such file"):
+        read_suite({"task": [{"kind": "lm_eval", "tasks": ["none.yaml"]}]}, tmp_path, "suite.yaml")

@@ -253,6 +253,7 @@ def test_stages_follow_each_other_and_all_are_asked_after_each(tmp_path: Path) -
         assert run.after("one") == alone
         assert run.after("two") == run.scores
         assert [step for step, _ in run.seeds[0].curves["loss"]] == [1, 2, 3, 4, 5]
+    assert "weight_diff_norm" not in moving.seeds[0].curves  # from each stage's own start: no curve of anything
     log_prob = "capitals_log_prob"
     assert still_run.scores[log_prob].mean == pytest.approx(alone[log_prob].mean, abs=1e-4)
     assert abs(moving.scores[log_prob].mean - alone[log_prob].mean) > 0.01
@@ -265,6 +266,19 @@ def test_stages_follow_each_other_and_all_are_asked_after_each(tmp_path: Path) -
     assert (tmp_path / "out" / "stages.png").read_bytes()[:4] == b"\x89PNG"
     read = ExperimentResults.from_json(json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8")))
     assert read == results
+
+
+def test_stages_with_merged_models_and_scores_on_the_way(tmp_path: Path) -> None:
+    """Steps count on, no step comes twice, and the KL is to the model before the first stage whatever was merged."""
+    options: dict[str, Any] = {"merge_before_push": True, "save_steps": 1, "max_steps": 2}
+    chain = (small_config(tmp_path, "a", **options), small_config(tmp_path, "b", **options, learning_rate=0.2))
+    plain = tiny_experiment(sft=chain[0])
+    experiment = replace(plain, stages=("one", "two"), runs={"sft": {7: chain}}, evaluate_every=1)
+    run = run_experiment(experiment, tmp_path / "out", Console(quiet=True)).runs[0]
+    curve = run.seeds[0].curves["score/kl_vs_base"]
+    assert [step for step, _ in curve] == [0, 1, 2, 3, 4]
+    assert curve[2][1] == pytest.approx(run.after("one")["kl_vs_base"].mean, rel=1e-3)
+    assert curve[4][1] == pytest.approx(run.scores["kl_vs_base"].mean, rel=1e-3)
 
 
 def test_a_stage_that_fails_names_itself(tmp_path: Path) -> None:

@@ -129,3 +129,15 @@ def test_a_folder_that_a_demo_began_in_is_gone_on_with(tmp_path: Path, monkeypat
     for _ in range(2):
         run_demo(["sft"], tmp_path / "demo", seed=1, console=QUIET)
     assert seen == [tmp_path / "demo"] * 2
+
+
+def test_what_somebody_else_compares_is_not_overwritten(tmp_path: Path) -> None:
+    demo(tmp_path, "sft")
+    file, data = tmp_path / "experiment.yaml", tmp_path / "data" / "train.jsonl"
+    for path, changed in ((file, file.read_text().replace("0.001", "0.002")), (data, '{"prompt": "a"}\n')):
+        before = path.read_text(encoding="utf-8")
+        path.write_text(changed, encoding="utf-8")
+        with pytest.raises(OutputError, match="is not what the demo writes; compare it with: tutelage compare"):
+            run_demo(["sft"], tmp_path, seed=1, console=QUIET)
+        assert path.read_text(encoding="utf-8") == changed
+        path.write_text(before, encoding="utf-8")

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.small_experiments import written
+from tests.small_experiments import TASK, written
 from tutelage.errors import TutelageError
 from tutelage.experiments import Experiment, load_experiment
+from tutelage.experiments.identity import chain_identity
 
 
 def loaded(folder: Path, **changes: Any) -> Experiment:
@@ -66,6 +67,16 @@ def test_evaluating_on_the_way_saves_checkpoints_as_often(tmp_path: Path) -> Non
             {"evaluate": {"task": [{"kind": "generate", "file": "test.jsonl", "scorer": "no.module:score"}]}},
             "no.module",
         ),
+        (
+            {"base": {"seed": "abc", "model": "m", "training_file": "rows.jsonl"}, "seeds": []},
+            "base: seed: 'abc' does not",
+        ),
+        ({"stages": {"one": {"seed": 9}}}, "stages.one: 'seed' stands in 'seeds', for all runs; move it there"),
+        ({"evaluate": {"task": [{**TASK, "name": "kl_vs_base"}]}}, "'kl_vs_base' is the name of the drift"),
+        (
+            {"evaluate": {"every": 1}, "runs": {"a": {"save_total_limit": 1}}},
+            "runs.a: save_total_limit throws away checkpoints that evaluate.every needs",
+        ),
         ({"run_on": "moon"}, "run_on: 'moon' does not fit"),
         ({"drift": {"prompts": "none.jsonl"}}, "none.jsonl: no such file"),
     ],
@@ -76,3 +87,22 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path: Path, changes: dict[str
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_template_and_a_reward_are_part_of_what_a_run_is(tmp_path: Path) -> None:
+    template, reward = tmp_path / "chat.jinja", tmp_path / "own.py"
+    written_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    reward.write_text("def score(**columns): return [0.0]\n", encoding="utf-8")
+    template.write_text(written_template, encoding="utf-8")
+    options = {"chat_template": "chat.jinja", "grpo_reward_function": "own.py:score"}
+
+    def identity(loss: str) -> str:
+        experiment = loaded(tmp_path, runs={"a": {"loss": loss, **options}})
+        return chain_identity(experiment.runs["a"][4])
+
+    before = {loss: identity(loss) for loss in ("sft", "grpo")}
+    reward.write_text("def score(**columns): return [1.0]\n", encoding="utf-8")
+    assert identity("sft") == before["sft"]
+    assert identity("grpo") != before["grpo"]
+    template.write_text(written_template + " ", encoding="utf-8")
+    assert identity("sft") != before["sft"]

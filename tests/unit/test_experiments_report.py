@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from matplotlib.colors import to_hex
 
-from tests.made_up import made_up_failure, made_up_model, made_up_results, made_up_seeds
+from tests.made_up import CAPITALS, CAPITALS_LOG_PROB, made_up_failure, made_up_model, made_up_results, made_up_seeds
 from tutelage.config import OBJECTIVES
+from tutelage.evaluation import Role, Unit
 from tutelage.experiments.figures import (
     DARK,
     LIGHT,
@@ -23,6 +24,7 @@ from tutelage.experiments.figures import (
     write_figures,
 )
 from tutelage.experiments.report import differing_options, questions, report_html, shared_options
+from tutelage.experiments.specification import KL_VS_BASE
 
 SHOWN = ("loss", "nll", "grad_norm", "weight_diff_norm", "kl_vs_base")
 """What made-up runs have curves of."""
@@ -190,3 +192,19 @@ def test_what_had_to_be_left_out_is_on_the_page() -> None:
 def test_a_panel_alone_is_as_the_theme_says() -> None:
     figure = panel_figure(made_up_results(), panels()[0], DARK)
     assert to_hex(figure.get_facecolor()) == DARK.paper
+
+
+def test_measures_of_one_axis_have_one_unit() -> None:
+    """Accuracy and log-probability of one evaluation: the second is in nats, and not on an axis of shares."""
+    results = made_up_results()
+    measures = (replace(CAPITALS, role=Role.TASK), replace(CAPITALS_LOG_PROB, role=Role.TASK), KL_VS_BASE)
+    axes = tradeoff_figure(replace(results, measures=measures), LIGHT).axes[0]
+    heights = [float(line.get_ydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
+    assert all(0.0 <= height <= 1.0 for height in heights)
+
+
+def test_points_have_no_ticks() -> None:
+    results = made_up_results()
+    points = tuple(replace(measure, unit=Unit.POINTS) for measure in results.measures)
+    asked = questions(replace(results, measures=points), [results.base, *results.runs], "trained")
+    assert [(answer.mark, answer.number) for answer in asked[0].answers] == [("value", "0"), *[("value", "1")] * 3]

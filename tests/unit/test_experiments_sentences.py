@@ -1,5 +1,8 @@
 """Sentences for given numbers, whichever way these fall."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from tests.made_up import (
@@ -12,6 +15,7 @@ from tests.made_up import (
     right,
     spread,
 )
+from tutelage.experiments.report import report_html
 from tutelage.experiments.results import Score
 from tutelage.experiments.sentences import findings, joined, number_text, value_text
 from tutelage.experiments.specification import KL_VS_BASE
@@ -130,3 +134,12 @@ def test_the_bound_for_scores_without_spread() -> None:
 
 def _all() -> list[str]:
     return findings(made_up_results()).all
+
+
+def test_a_run_without_a_finite_kl_is_left_out_of_the_sentence_and_not_of_the_page() -> None:
+    model = made_up_model("sft", "sft", 32, 31, 0.3)
+    broken = dict.fromkeys(("kl_vs_base", "kl_base_vs_model"), (math.nan,) * 16)
+    seed = replace(model.seeds[0], scores={**model.seeds[0].scores, **broken})
+    results = made_up_results(replace(model, seeds=(seed,)), made_up_model("dft", "dft", 14, 12, 0.25))
+    assert findings(results).kept[0].startswith("KL(tuned ‖ base) on everyday prompts, in nats per token: dft 0.250.")
+    assert "no item has a value" in report_html(results)

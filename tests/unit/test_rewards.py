@@ -24,14 +24,14 @@ from tutelage.training.rewards import REWARDS, JudgeReward, Scores, load_reward
 
 def rows_of(*pairs: tuple[str, str]) -> list[PromptRow]:
     return [
-        PromptRow((Message("user", question),), [1, 2], gold, {}, 1.0, number, f"rows.jsonl:{number + 1}")
+        PromptRow((Message("user", question),), [1, 2], gold, [3], {}, 1.0, number, f"rows.jsonl:{number + 1}")
         for number, (question, gold) in enumerate(pairs)
     ]
 
 
 def scored(options: GrpoConfig, answers: Sequence[str], golds: Sequence[str]) -> list[float]:
     rows = rows_of(*(("Q?", gold) for gold in golds))
-    return Scores(options).raw(**reward_columns(rows, answers, [[7]] * len(answers))).tolist()
+    return Scores(options).raw(reward_columns(rows, answers, [[7]] * len(answers))).tolist()
 
 
 def own(folder: Path, body: str, name: str = "reward") -> GrpoConfig:

@@ -176,6 +176,14 @@ class TrainingConfig(BaseModel):
             raise ValueError("finetuned_model_id still holds {org_id}; give the whole id, or meta: {org_id: your-name}")
         if "lm_head" in self.target_modules and OBJECTIVES[self.loss].plain_head:
             raise ValueError(f"target_modules: {self.loss} needs a head without an adapter; leave out 'lm_head'")
+        if (
+            self.is_peft
+            and self.lora_bias != "none"
+            and (self.loss == "dpo" or (self.loss == "grpo" and self.beta > 0))
+        ):
+            raise ValueError(
+                f"lora_bias: '{self.lora_bias}' trains biases of the model that {self.loss} compares with; set none"
+            )
         if self.loss == "dpo" and self.beta == 0.0:
             raise ValueError("beta: 0 leaves dpo no gradient; use a positive one, such as 0.1")
         return self

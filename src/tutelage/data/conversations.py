@@ -16,10 +16,13 @@ from tutelage.errors import DataError
 
 __all__ = ["Conversation", "Message", "data_hash", "read_conversations"]
 
-READ_KEYS = frozenset(
-    ("messages", "conversations", "instruction", "input", "output", "prompt", "completion", "demonstration", "weight")
-)
-"""The keys of a row that are its turns, its demonstration and its weight."""
+READ_KEYS = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "instruction": ("instruction", "input", "output"),
+    "completion": ("prompt", "completion"),
+}
+"""By the key that tells a format, the keys of a row that are its turns."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,13 @@ def _conversation(row: Mapping[str, Any], place: str) -> Conversation:
                 f"the assistant turn (message {index + 1} of {len(messages)}) is empty; "
                 "write the answer or remove the row"
             )
-    fields = {key: value for key, value in row.items() if key not in READ_KEYS}
+    fields = {key: value for key, value in row.items() if key not in _read_keys(row)}
     return Conversation(tuple(messages), _demonstration(row), _weight(row), place, fields)
+
+
+def _read_keys(row: Mapping[str, Any]) -> tuple[str, ...]:
+    format_ = next(key for key in READ_KEYS if row.get(key) is not None)
+    return (*READ_KEYS[format_], "demonstration", "weight")
 
 
 def _messages_of(row: Mapping[str, Any]) -> list[Message]:

@@ -55,7 +55,7 @@ def _preference(row: Mapping[str, Any], place: str) -> Preference:
     for key in ("chosen", "rejected"):
         if row.get(key) is None:
             raise BadRow(f"the row has no '{key}'; give 'prompt', 'chosen' and 'rejected'")
-    if row.get("weight", 1) != 1:
+    if row.get("weight") not in (None, 1):
         raise BadRow(f"'weight' is {short.repr(row['weight'])}, but rows of preferences all count the same; remove it")
     chosen, rejected = _messages(row, "chosen", "assistant"), _messages(row, "rejected", "assistant")
     if row.get("prompt") is not None:
@@ -88,6 +88,8 @@ def _answer(turns: list[Message], key: str) -> str:
     if len(turns) != 1 or turns[0].role != "assistant":
         roles = ", ".join(turn.role for turn in turns) or "none"
         raise BadRow(f"'{key}' has the turns {roles}; give one assistant turn, and what comes before it in 'prompt'")
+    if not turns[0].train:
+        raise BadRow(f"'{key}' has train false, but dpo and orpo learn from both answers; remove it")
     if not turns[0].content.strip():
         raise BadRow(f"'{key}' is empty; write the answer or remove the row")
     return turns[0].content

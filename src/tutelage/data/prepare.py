@@ -138,9 +138,12 @@ def prepare_prompt_rows(
     *,
     max_seq_length: int,
     max_new_tokens: int,
+    columns: Iterable[str] = (),
     on_too_long: OnTooLong = None,
 ) -> Prepared[PromptRow]:
     """Rows for grpo: the last answer is taken off the prompt and kept for the reward; rows of weight 0 are left out.
+
+    columns: the fields that every row has, with None where it holds nothing.
 
     A row is too long if prompt and max_new_tokens exceed max_seq_length together. Raises DataError as
     `prepare_token_rows` does.
@@ -152,7 +155,8 @@ def prepare_prompt_rows(
             prompt=conversation.prompt,
             prompt_ids=ids,
             gold=conversation.answer,
-            fields=conversation.fields,
+            gold_ids=template.encode_response(conversation.messages, conversation.place),
+            fields={name: conversation.fields.get(name) for name in columns},
             weight=conversation.weight,
             row=index,
             place=conversation.place,

@@ -58,6 +58,23 @@ def anchored_folder(folder: Path, scratch: Path) -> Path:
     return scratch
 
 
+def local_files(path: Path) -> list[Path]:
+    """What a task file depends on: the files beside it, and its data files wherever they are."""
+    beside = sorted(entry for entry in path.parent.iterdir() if entry.is_file())
+    try:
+        content = _read(path)
+        data = _data_files(_merged(path, content)) if isinstance(content, dict) else None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        data = None
+    found = _flat(_absolute(data, path, required=False)) if data is not None else []
+    return list(dict.fromkeys([*beside, *(Path(name) for name in found if Path(name).is_file())]))
+
+
+def _flat(files: Any) -> list[str]:
+    parts = files.values() if isinstance(files, dict) else files if isinstance(files, list) else None
+    return [str(files)] if parts is None else [name for part in parts for name in _flat(part)]
+
+
 def _read(path: Path) -> Any:
     with path.open(encoding="utf-8") as file:
         return yaml.load(file, Loader=_Loader)  # a SafeLoader with one more tag

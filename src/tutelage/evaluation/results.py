@@ -39,6 +39,7 @@ class OutcomeFolder:
     def write(self, evaluation: Named, outcome: Outcome, seconds: float) -> None:
         """Both files; the one with the scores last, so that it vouches for the other. Raises OutputError."""
         make_folder(self.path, "output folder")
+        (self.path / f"{evaluation.name}.json").unlink(missing_ok=True)  # it vouches for the rows of old
         write_json_lines(self.path / f"{evaluation.name}.jsonl", outcome.rows)
         write_json(
             self.path / f"{evaluation.name}.json",
@@ -62,6 +63,8 @@ class OutcomeFolder:
             return None
         same = json.loads(json.dumps(dict(evaluation.identity)))
         if not isinstance(kept, dict) or (kept.get("model"), kept.get("identity")) != (self.model, same):
+            return None
+        if not (self.path / f"{evaluation.name}.jsonl").is_file():
             return None
         return Outcome(
             measures=tuple(read_measure(values) for values in kept["measures"]),

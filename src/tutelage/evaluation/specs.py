@@ -1,6 +1,6 @@
 """The kinds of evaluation as options in a suite, one class each, and the table that names them.
 
-Not here: reading a suite (`suite.py`), what an evaluation does (`kinds.py`, `freeform.py`).
+Not here: reading a suite (`suite.py`), what an evaluation does (`kinds.py`, `freeform.py`, `harnesses.py`).
 """
 
 import re
@@ -14,7 +14,9 @@ from tutelage.data.jsonl import data_hash, report_rows
 from tutelage.errors import ConfigError, DataError
 from tutelage.evaluation.freeform import FreeformEvaluation
 from tutelage.evaluation.freeform_questions import read_freeform_questions
+from tutelage.evaluation.harnesses import InspectEvaluation, LmEvalEvaluation
 from tutelage.evaluation.kinds import ChoiceEvaluation, GenerateEvaluation, LogProbEvaluation
+from tutelage.evaluation.lm_eval_files import local_files
 from tutelage.evaluation.measures import Evaluation, Role, Unit
 from tutelage.evaluation.questions import Question, read_choice_questions, read_questions
 from tutelage.scoring import Judge, Scorer, function_file, load_scorer
@@ -206,11 +208,86 @@ class FreeformSpec(FileSpec):
         )
 
 
+class LmEvalSpec(Spec):
+    """Tasks of lm-evaluation-harness."""
+
+    measures_after: ClassVar[str | None] = "."
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    """Names the harness knows, or YAML files of tasks, relative to the suite's folder."""
+    include_path: Path | None = None
+    """A folder of task files that `tasks` may name."""
+    limit: Positive | None = None
+    """The first documents of each task; unset, all."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Worked examples in front of each document; unset, the task's own number."""
+    apply_chat_template: bool = False
+    """Put each document into the model's chat template."""
+    seed: int = 0
+    """Of what the harness draws, and of sampled answers."""
+
+    def build(self, entry: Entry) -> LmEvalEvaluation:
+        local = {task: path for task in self.tasks if (path := entry.folder / task).suffix in (".yaml", ".yml")}
+        for task, path in local.items():
+            if not path.is_file():
+                raise ConfigError(f"{entry.place}: tasks: {path}: no such file; check the path of '{task}'")
+        include = entry.folder / self.include_path.expanduser() if self.include_path else None
+        if include is not None and not include.is_dir():
+            raise ConfigError(f"{entry.place}: include_path: {include}: no such folder; check the path")
+        tasks = [*local.values(), *(sorted(include.rglob("*.yaml")) if include else [])]
+        files = {str(path): path for task in tasks for path in local_files(task)}
+        return LmEvalEvaluation(
+            **self.named(entry, files),
+            tasks=[str(local.get(task, task)) for task in self.tasks],
+            include_path=include,
+            limit=self.limit,
+            num_fewshot=self.num_fewshot,
+            apply_chat_template=self.apply_chat_template,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+
+
+class InspectSpec(Spec):
+    """A task of Inspect."""
+
+    task: str
+    """`path/to/file.py@task`, relative to the suite's folder, or the name of a registered task."""
+    log_folder: Path | None = None
+    """Where Inspect's log goes, relative to the suite's folder; unset, none is kept."""
+    limit: Positive | None = None
+    """The first samples; unset, all."""
+    max_new_tokens: Positive = 256
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    seed: int = 0
+    """Of sampled answers."""
+
+    def build(self, entry: Entry) -> InspectEvaluation:
+        file, at, name = self.task.partition("@")
+        path = entry.folder / file
+        is_file = path.suffix == ".py"
+        if is_file and not path.is_file():
+            raise ConfigError(f"{entry.place}: task: {path}: no such file; check the path of '{self.task}'")
+        files = {str(one): one for one in sorted(path.parent.iterdir()) if one.is_file()} if is_file else {}
+        return InspectEvaluation(
+            **self.named(entry, files),
+            task=f"{path}{at}{name}" if is_file else self.task,
+            log_folder=entry.folder / self.log_folder.expanduser() if self.log_folder else None,
+            limit=self.limit,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+
+
 KINDS: dict[str, type[Spec]] = {
     "generate": GenerateSpec,
     "multiple_choice": MultipleChoiceSpec,
     "logprob": LogProbSpec,
     "freeform": FreeformSpec,
+    "lm_eval": LmEvalSpec,
+    "inspect": InspectSpec,
 }
 """Every value of `kind`. A new kind is one class above, one row here and one section in docs/evaluation.md."""
 

@@ -31,6 +31,9 @@ from tutelage.training.record import describe_run
 
 logger = logging.getLogger(__name__)
 
+FROM_THE_START = ("kl_vs_base", "weight_diff_norm")
+"""Curves of what a run measures against the weights it began with."""
+
 
 def run_experiment(experiment: Experiment, output: Path, console: Console) -> ExperimentResults:
     """Train and evaluate everything, write results, figures and report to `output`, and return the results.
@@ -148,9 +151,12 @@ class _Comparison:
         seconds = _recorded_seconds(run) if reused else time.perf_counter() - started
         self._say(f"evaluating {label}")
         # Drift is from the model before the first stage, whose config the first stage's is.
-        on_the_way = self._scores_on_the_way(run, chain[0], kept_as, identity)
+        on_the_way = self._scores_on_the_way(run, chain[0], kept_as, identity, later=number > 0)
         evaluated = self.evaluator.run(kept_as, chain[0], run.model_path, identity)
-        curves = _joined(before[-1].curves if before else {}, _curves(run) | on_the_way)
+        own = _curves(run)
+        if self.experiment.stages:  # a stage measures from its own start: joined, that would be no curve of anything
+            own = {name: curve for name, curve in own.items() if name not in FROM_THE_START}
+        curves = _joined(before[-1].curves if before else {}, own | on_the_way)
         return _Stage(run, reused, seconds, evaluated, curves)
 
     def _trained(self, config: TrainingConfig, path: Path, label: str) -> tuple[Run, bool]:
@@ -169,13 +175,18 @@ class _Comparison:
         self._say(f"{'continuing' if resume else 'training'} {label}")
         return train(Run.open(path).config if resume else config, resume=resume, console=self.console), False
 
-    def _scores_on_the_way(self, run: Run, config: TrainingConfig, name: str, identity: str) -> dict[str, Curve]:
-        """Means of all measures at every checkpoint, where `evaluate.every` asks for them; step 0 is the base."""
+    def _scores_on_the_way(
+        self, run: Run, config: TrainingConfig, name: str, identity: str, *, later: bool
+    ) -> dict[str, Curve]:
+        """Means of all measures at every checkpoint, where `evaluate.every` asks for them; step 0 is the base.
+
+        later: of a stage behind the first, whose step 0 is the last step of the stage before it.
+        """
         if self.experiment.evaluate_every is None or self.base is None:
             return {}
         names = [path.name for path in run.path.iterdir() if path.name.startswith("checkpoint-")]
         steps = sorted(int(name.partition("-")[2]) for name in names)
-        means = {0: self.base.means}
+        means = {} if later else {0: self.base.means}
         for step in steps:
             folder, what = run.path / f"checkpoint-{step}", f"{identity}-{step}"
             means[step] = self.evaluator.run(f"{name}-step{step}", config, folder, what).means

@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from tutelage.errors import ConfigError, nearest
+from tutelage.config import read_options
+from tutelage.errors import ConfigError, OutputError, nearest
 from tutelage.experiments import calling_codes
 from tutelage.experiments.compare import run_experiment
 from tutelage.experiments.loading import LARGEST_SEED, load_experiment
 from tutelage.experiments.results import ExperimentResults
-from tutelage.files import make_folder, require_new_folder, write_json_lines, write_text
+from tutelage.files import JsonLinesFile, make_folder, require_new_folder, write_json_lines, write_text
 from tutelage.models import resolve_model
 from tutelage.models.loading import SMOLLM2
 from tutelage.monitoring.everyday import EVERYDAY_PROMPTS
@@ -107,12 +108,33 @@ def run_demo(
     """
     steps = STEPS if max_steps is None else max_steps
     _check(runs, seed, steps)
-    if not (output / EXPERIMENT_FILE).is_file():
-        require_new_folder(output, "--output", "remove it first")
+    _require_own_folder(output)
     console.print(f"preparing the model {SMOLLM2} (converted once, half a minute)", highlight=False)
     resolve_model(SMOLLM2)
     write_experiment(output, experiment_content(runs, seeds=[seed], steps=steps))
     return run_experiment(load_experiment(output / EXPERIMENT_FILE), output, console)
+
+
+def _require_own_folder(output: Path) -> None:
+    """A new folder, or one in which a demo of this release began and nobody changed what is compared."""
+    file = output / EXPERIMENT_FILE
+    if not file.is_file():
+        require_new_folder(output, "--output", "remove it first")
+        return
+    try:
+        content = read_options(file)
+        seeds, steps = content["seeds"], content["base"]["max_steps"]
+        is_own = content == experiment_content(list(content["runs"]), seeds=seeds, steps=steps)
+    except (ConfigError, KeyError, TypeError, AttributeError):
+        is_own = False
+    if not is_own or any(_changed(output / "data" / name, rows) for name, rows in data_files().items()):
+        raise OutputError(
+            f"{file}: is not what the demo writes; compare it with: tutelage compare {file}, or choose another --output"
+        )
+
+
+def _changed(path: Path, rows: list[dict[str, Any]]) -> bool:
+    return path.is_file() and list(JsonLinesFile(path).rows()) != rows
 
 
 def write_experiment(folder: Path, content: Mapping[str, Any]) -> None:

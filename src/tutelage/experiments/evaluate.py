@@ -18,7 +18,8 @@ from tutelage.evaluation.questions import question_text
 from tutelage.evaluation.run_suite import evaluate_suite
 from tutelage.experiments.identity import base_identity
 from tutelage.experiments.specification import BASE, KL_BASE_VS_MODEL, KL_VS_BASE, Experiment
-from tutelage.models import LoadedModel, WeightCopy, load_model, response_kl
+from tutelage.models import LoadedModel, WeightCopy, load_frozen, load_model, resolve_model, response_kl
+from tutelage.models.loading import base_of
 from tutelage.models.scoring import Pair
 from tutelage.monitoring import KlToBase
 from tutelage.monitoring.prompts import answer_text
@@ -82,10 +83,12 @@ class Evaluator:
         """A finished run's model, or one of its checkpoints. identity: what the run is, as a hash."""
         started = time.perf_counter()
         # A merged model has the adapter inside: beside a fresh one it would look unchanged.
-        has_adapter = (path / "adapter_config.json").exists()
+        # One on another base, such as the merged model of a stage before, is merged first: see `load_frozen`.
+        has_adapter = (path / "adapter_config.json").exists() and base_of(str(path)) == resolve_model(config.model)
         config = config if has_adapter else _without_adapter(config)
         folder = OutcomeFolder(self.folder / name, identity)
-        model = _Model(lambda: load_model(config, str(path)), config.chat_template)
+        load = (lambda: load_model(config, str(path))) if has_adapter else (lambda: _whole(path))
+        model = _Model(load, config.chat_template)
         drift = self._kept_drift(folder, lambda: self._run_drift(model.loaded, config))
         model.merge = has_adapter
         outcomes = self._outcomes(model, folder)
@@ -178,6 +181,13 @@ def _together(outcomes: Mapping[str, Outcome], seconds: float) -> Evaluated:
         failed={name: outcome.failed for name, outcome in outcomes.items() if outcome.failed},
         seconds=seconds,
     )
+
+
+def _whole(path: Path) -> LoadedModel:
+    """A model without an adapter, with all weights as those that a copy of the base's takes the place of."""
+    loaded = load_frozen(str(path))
+    loaded.model.requires_grad_(True)
+    return loaded
 
 
 def _without_adapter(config: TrainingConfig) -> TrainingConfig:

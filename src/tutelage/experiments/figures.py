@@ -163,8 +163,10 @@ def panel_figure(results: ExperimentResults, panel: Panel, theme: Theme) -> Figu
 
 def tradeoff_figure(results: ExperimentResults, theme: Theme) -> Figure:
     """New knowledge against what was kept of the prior capability, and against KL to base, with intervals."""
-    task = results.of_role(Role.TASK)[:2]
-    prior = results.of_role(Role.PRIOR)[:1]
+    known = results.base.scores
+    task = [measure for measure in results.of_role(Role.TASK) if measure.higher_is_better]
+    task = [measure for measure in task if measure.unit is task[0].unit][:2]
+    prior = [measure for measure in results.of_role(Role.PRIOR) if measure.name in known][:1]
     across = [*prior, results.measure("kl_vs_base")]
     figure = _figure((5.6 * len(across) + 1.0, 4.8), theme)
     for axes, measure in zip(figure.subplots(1, len(across), squeeze=False).flat, across, strict=True):

@@ -1,6 +1,7 @@
 """What a run is, as a hash: options, and the contents of the files they name. Equal hashes, equal runs."""
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -40,9 +41,11 @@ def run_identity(config: TrainingConfig) -> str:
             for callback in config.sampling_callbacks
         ],
         "model": _model(config.model),
+        "chat_template": _template(config.chat_template),
     }
-    if isinstance(reward, str) and (path := Path(reward.rpartition(":")[0])).suffix == ".py" and path.is_file():
-        options["grpo_reward_function"] = [reward.rpartition(":")[2], data_hash(path)]
+    file = _reward_file(reward) if isinstance(reward, str) else None
+    if file is not None and file.is_file():
+        options["grpo_reward_function"] = [str(reward).rpartition(":")[2], data_hash(file)]
     return digest({"options": options, "release": tutelage.__version__})
 
 
@@ -54,6 +57,26 @@ def chain_identity(chain: Sequence[TrainingConfig]) -> str:
     return identity
 
 
+def _template(template: str) -> str:
+    """The text of a template in a file; a name or a text stands for itself."""
+    path = Path(template) if template.endswith(".jinja") else None
+    return data_hash(path) if path is not None and path.is_file() else template
+
+
+def _reward_file(reference: str) -> Path | None:
+    """The file of an own reward; None for a built-in one."""
+    place, colon, _ = reference.rpartition(":")
+    if not colon:
+        return None
+    if place.endswith(".py"):
+        return Path(place)
+    try:
+        found = importlib.util.find_spec(place)
+    except (ImportError, ValueError):
+        return None
+    return Path(found.origin) if found is not None and found.origin else None
+
+
 @cache
 def _model(name: str) -> str:
     """Hashed once: the weights of a large model take their time."""
@@ -62,7 +85,7 @@ def _model(name: str) -> str:
 
 def base_identity(config: TrainingConfig) -> str:
     """Of the model before training, with the template it is asked in."""
-    return digest([_model(config.model), config.chat_template])
+    return digest([_model(config.model), _template(config.chat_template), tutelage.__version__])
 
 
 def digest(content: Any) -> str:

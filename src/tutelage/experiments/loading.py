@@ -65,12 +65,15 @@ def load_experiment(path: Path) -> Experiment:
     """
     content = read_options(path)
     file = checked(ExperimentFile, content, str(path))
-    seeds = file.seeds or [int(file.base.get("seed", TrainingConfig.model_fields["seed"].default))]
+    seeds = file.seeds or [file.base.get("seed", TrainingConfig.model_fields["seed"].default)]
+    if not all(isinstance(seed, int) and 0 <= seed <= LARGEST_SEED for seed in seeds):
+        raise ConfigError(f"{path}: base: seed: {seeds[0]!r} does not fit; give a number from 0 to {LARGEST_SEED}")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"{path}: seeds: {seeds} names one twice; name each once")
-    for name, options in file.runs.items():
-        if "seed" in options:
-            raise ConfigError(f"{path}: runs.{name}: 'seed' stands in 'seeds', for all runs; move it there")
+    for group, entries in (("runs", file.runs), ("stages", file.stages)):
+        for name, options in entries.items():
+            if "seed" in options:
+                raise ConfigError(f"{path}: {group}.{name}: 'seed' stands in 'seeds', for all runs; move it there")
     monitored = _monitor_options(file.monitor, path)
     evaluate = dict(file.evaluate)
     every = evaluate.pop("every", None)
@@ -108,6 +111,10 @@ def _config(path: Path, name: str, seed: int, options: Mapping[str, Any], every:
     if "output_dir" in options:
         raise ConfigError(f"{path}: runs.{name}: 'output_dir' is set by the comparison; leave it out")
     if every is not None:
+        if options.get("save_total_limit") is not None:
+            raise ConfigError(
+                f"{path}: runs.{name}: save_total_limit throws away checkpoints that evaluate.every needs; leave it out"
+            )
         options = {**options, "save_steps": every}
     return config_beside({**options, "seed": seed}, path.parent, f"{path}: runs.{name}")
 

@@ -135,10 +135,11 @@ def report_html(results: ExperimentResults) -> str:
 def questions(results: ExperimentResults, models: list[ModelResult], evaluation: str) -> list[Question]:
     """The items of one evaluation in the order of the data, with every model's answer."""
     rows_of = {model.name: model.answers.get(evaluation, []) for model in models}
+    unit = _titled(results, evaluation).unit
     asked: list[Question] = []
     for index, row in enumerate(results.base.answers[evaluation]):
         answers = [
-            Answer(name, rows[index]["answer"], *_mark(rows[index]["score"]))
+            Answer(name, rows[index]["answer"], *_mark(rows[index]["score"], unit))
             for name, rows in rows_of.items()
             if index < len(rows)
         ]
@@ -147,9 +148,9 @@ def questions(results: ExperimentResults, models: list[ModelResult], evaluation:
     return asked
 
 
-def _mark(score: float | None) -> tuple[str, str]:
+def _mark(score: float | None, unit: Unit) -> tuple[str, str]:
     """(class, text): right and wrong have marks, anything between or beyond is a number."""
-    if score in (0.0, 1.0):
+    if unit is not Unit.POINTS and score in (0.0, 1.0):
         return ("right" if score else "wrong"), ""
     return "value", "–" if score is None else f"{score:.3g}"
 

@@ -29,7 +29,8 @@ class Findings:
 
 def findings(results: ExperimentResults) -> Findings:
     """Who learned, who drifted, what is within noise."""
-    learned = [_learned(results, measure) for measure in _measures(results, Role.TASK)]
+    task = _measures(results, Role.TASK)
+    learned = [(_learned if measure.higher_is_better else _answers)(results, measure) for measure in task]
     learned += _dft_remark(results)
     learned += [_check(results, measure) for measure in _measures(results, Role.CHECK)]
     learned += [_answers(results, measure) for measure in _measures(results, Role.FREEFORM)]
@@ -142,7 +143,11 @@ def _check(results: ExperimentResults, measure: Measure) -> str:
 
 def _drift(results: ExperimentResults) -> str:
     measure = KL_VS_BASE
-    runs = sorted(results.runs, key=lambda run: run.scores[measure.name].mean)
+    runs = sorted(
+        (run for run in results.runs if measure.name in run.scores), key=lambda run: run.scores[measure.name].mean
+    )
+    if not runs:
+        return ""
     least, scores = runs[0], {run.name: run.scores[measure.name] for run in runs}
     shown = joined([f"{run.name} {value_text(scores[run.name], measure)}" for run in runs])
     text = f"{measure.title} on everyday prompts, in {measure.unit.value}: {shown}"

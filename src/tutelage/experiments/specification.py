@@ -79,6 +79,12 @@ class Experiment:
         if len(bases) > 1:
             names = ", ".join(sorted({model for model, _ in bases}))
             raise ConfigError(f"runs: they start from different models or templates ({names}); compare runs of one")
+        taken = {measure.name for measure in (KL_VS_BASE, KL_BASE_VS_MODEL)}
+        for evaluation in self.evaluations:
+            if evaluation.name in taken:
+                raise ConfigError(
+                    f"evaluate: '{evaluation.name}' is the name of the drift; give the evaluation another"
+                )
         first_with: dict[str, str] = {}
         for name, seeds in self.runs.items():
             identity = chain_identity(next(iter(seeds.values())))

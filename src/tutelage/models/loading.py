@@ -215,7 +215,7 @@ def _enable_checkpointing(model: Any) -> None:
 def without_peft_deprecations() -> Iterator[None]:
     """PEFT 0.21 asks models for an attribute that transformers 5.23 has renamed: nothing a user could mend."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
         yield
 
 

@@ -83,7 +83,7 @@ class _Rows:
     test: Prepared[Any] | None
     items: Sequence[Any]
     collate: Callable[[Sequence[Any]], Batch]
-    test_prompts: Sequence[PromptRow] = ()
+    test_prompts: Prepared[Any] | None = None
     scores: Scores | None = None
 
 
@@ -103,8 +103,8 @@ def _inputs(config: TrainingConfig, prepare: Callable[[ChatTemplate], _Rows]) ->
         train_items=rows.items,
         collate=rows.collate,
         eval_rows=rows.test.rows if rows.test else None,
-        warnings=[part.warning for part in (rows.test, rows.train) if part and part.warning],
-        test_prompts=rows.test_prompts,
+        warnings=[part.warning for part in (rows.test, rows.test_prompts, rows.train) if part and part.warning],
+        test_prompts=rows.test_prompts.rows if rows.test_prompts else (),
         scores=rows.scores,
     )
 
@@ -138,10 +138,11 @@ def _conversation_rows(
         return _Rows(distilled, test_rows, distilled.rows, collate_as_they_are)
     if isinstance(objective, GrpoConfig):
         lengths["max_new_tokens"] = objective.max_completion_length
-        prompts = prepare_prompt_rows(conversations, template, **lengths)
-        test_prompts = prepare_prompt_rows(test, template, **lengths).rows if test is not None else []
+        columns = list(dict.fromkeys(name for row in [*conversations, *(test or [])] for name in row.fields))
+        prompts = prepare_prompt_rows(conversations, template, columns=columns, **lengths)
+        tested = prepare_prompt_rows(test, template, columns=columns, **lengths) if test is not None else None
         _check_groups(config, objective, len(prompts))
-        return _Rows(prompts, test_rows, prompts.rows, collate_as_they_are, test_prompts, Scores(objective))
+        return _Rows(prompts, test_rows, prompts.rows, collate_as_they_are, tested, Scores(objective))
     rows = token_rows(conversations)
     if config.packs:
         return _Rows(rows, test_rows, pack_rows(rows.rows, config.max_seq_length), collate_packs)

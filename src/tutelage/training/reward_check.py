@@ -1,6 +1,6 @@
 """Before step 1 of grpo: does the reward work at all? It scores a few gold answers as if they were sampled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,11 @@ from tutelage.training.rewards import JudgeReward, Scores
 CHECKED_ROWS = 4
 
 
-def check_reward(scores: Scores, rows: Sequence[PromptRow], console: Console) -> dict[str, float]:
-    """`gold_reward`, the mean over up to 4 rows, and their number.
+def check_reward(
+    scores: Scores, rows: Sequence[PromptRow], console: Console, extras: Mapping[str, Any]
+) -> dict[str, float]:
+    """`gold_reward`, the mean over up to 4 rows, and their number. extras: what TRL gives a reward
+    besides the columns.
 
     Raises ConfigError where a judge's model or endpoint does not exist, TrainingError for a reward that raises,
     returns the wrong number of scores, or has no finite score for any of these answers. A judge that fails only now
@@ -23,7 +26,8 @@ def check_reward(scores: Scores, rows: Sequence[PromptRow], console: Console) ->
     if isinstance(scores.reward, JudgeReward):
         scores.reward.judge.check()
     chosen = rows[:CHECKED_ROWS]
-    found_N = scores.raw(**reward_columns(chosen, [row.gold for row in chosen], [[] for _ in chosen]))
+    columns = reward_columns(chosen, [row.gold for row in chosen], [row.gold_ids for row in chosen])
+    found_N = scores.raw({**columns, **extras})
     finite_N = found_N[torch.isfinite(found_N)]
     if len(finite_N) == 0:
         if isinstance(scores.reward, JudgeReward):
@@ -44,8 +48,7 @@ def reward_columns(
     rows: Sequence[PromptRow], answers: Sequence[str], answer_ids: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     """The keyword arguments of a reward, for one answer a row."""
-    fields = dict.fromkeys(key for row in rows for key in row.fields)
-    return {key: [row.fields.get(key) for row in rows] for key in fields} | {
+    return {key: [row.fields[key] for row in rows] for key in rows[0].fields} | {
         "prompts": [[{"role": turn.role, "content": turn.content} for turn in row.prompt] for row in rows],
         "completions": [[{"role": "assistant", "content": answer}] for answer in answers],
         "completion_ids": [list(ids) for ids in answer_ids],

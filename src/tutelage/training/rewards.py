@@ -129,7 +129,7 @@ class Scores:
         self._limit = options.max_unscored_batches
         self._unscored_batches = 0
 
-    def raw(self, **columns: Any) -> Tensor:
+    def raw(self, columns: Mapping[str, Any]) -> Tensor:
         """Scores as the reward gives them, shape [N], NaN where one is missing.
 
         Raises TrainingError for a reward that raises, or returns something else than one number an answer.
@@ -144,14 +144,14 @@ class Scores:
                 f"grpo_reward_function '{self.name}' raised {type(error).__name__}: {error}{_where(error)}; mend it, "
                 "or return None for an answer that has no score"
             ) from error
-        if not isinstance(returned, Sequence | Tensor) or len(returned) != expected:
-            what = f"{len(returned)} scores" if isinstance(returned, Sequence | Tensor) else repr(returned)[:60]
+        is_list = hasattr(returned, "__len__") and hasattr(returned, "__iter__") and not isinstance(returned, str)
+        if not is_list or len(returned) != expected:
+            what = f"{len(returned)} scores" if is_list else repr(returned)[:60]
             raise TrainingError(
                 f"grpo_reward_function '{self.name}' returned {what} for {expected} answers; return a list with "
                 "one number an answer"
             )
-        values = returned.tolist() if isinstance(returned, Tensor) else returned
-        return torch.tensor([self._number(value) for value in values], dtype=torch.float32)
+        return torch.tensor([self._number(value) for value in returned], dtype=torch.float32)
 
     def filled(self, scores_N: Tensor) -> tuple[Tensor, int]:
         """The batch's scores with the missing ones filled in, and how many those were. Raises TrainingError."""

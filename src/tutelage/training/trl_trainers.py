@@ -5,9 +5,9 @@ scores and what becomes of missing ones (`rewards.py`).
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import torch
@@ -22,6 +22,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from tutelage.config import GrpoConfig, TrainingConfig
 from tutelage.data.rows import IGNORE_INDEX, PreferenceRow, PromptRow
+from tutelage.errors import ConfigError
 from tutelage.events import EventLog, Tag
 from tutelage.files import JsonLinesFile
 from tutelage.models import LoadedModel
@@ -45,6 +46,17 @@ REFERENCE = "ref"
 """What TRL calls its copy of the adapter, the reference of the KL and of dpo."""
 
 
+Built = TypeVar("Built", bound="TrlTrainer")
+
+
+def _accepted(trainer: Callable[..., Built], *, config: TrainingConfig, **arguments: Any) -> Built:
+    """The trainer, or what TRL has against its model or config as a ConfigError."""
+    try:
+        return trainer(config=config, **arguments)
+    except ValueError as error:
+        raise ConfigError(f"loss: {config.loss}: TRL refuses this model or config ({error})") from error
+
+
 class TrlTrainer(RunTrainer):
     """What this project leaves out of TRL's trainers, and what it counts in them."""
 
@@ -57,6 +69,11 @@ class TrlTrainer(RunTrainer):
         with without_peft_deprecations():
             super().__init__(**arguments)
         _drop_reference_of_new_adapter(self.model)
+        reference: Any = getattr(self, "ref_model", None)
+        if reference is not None:
+            # TRL has read it from where the weights came from, which a merged adapter is not part of.
+            weights = self.accelerator.unwrap_model(self.model).state_dict()
+            self.accelerator.unwrap_model(reference).load_state_dict(weights)
 
     def _send_telemetry(self) -> None:
         """Nothing: a run tells nobody that it runs."""
@@ -71,6 +88,12 @@ class TrlTrainer(RunTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with without_peft_deprecations():
             return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, without its count of tokens, which begins anew when a run is continued."""
+        for metrics in getattr(self, "_metrics", {}).values():
+            metrics.pop("num_tokens", None)
+        super().log(logs, start_time)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL's, with the tokens counted."""
@@ -133,7 +156,8 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
             beta=config.beta,
             gradient_checkpointing=None,  # the loader switches it on, with the arguments this project wants
         )
-        return cls(
+        return _accepted(
+            cls,
             config=config,
             events=events,
             model=loaded.model,
@@ -149,7 +173,7 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
         )
 
     def check_first(self, rows: Sequence[Any], console: Console) -> None:
-        values = check_reward(self.scores, rows, console)
+        values = check_reward(self.scores, rows, console, self._without_logging())
         if self.is_world_process_zero():
             self.events.write(0, Tag.CHECK, values)
 
@@ -200,17 +224,17 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
         """Scores of all processes' answers, shape [N, 1], all finite: see `Scores`."""
         answers = [turns[-1]["content"] for turns in completions]
         columns = reward_columns(self.sampled_rows, answers, completion_ids_list)
-        extras = {
-            "trainer_state": self.state,
-            "log_extra": self._log_completion_extra,
-            "log_metric": self._log_metric,
-        }
-        found_N = self.scores.raw(**columns, **extras)
+        loggers = {"log_extra": self._log_completion_extra, "log_metric": self._log_metric}
+        found_N = self.scores.raw(columns | self._without_logging() | loggers)
         gathered: Any = gather(found_N.to(self.accelerator.device))
         scores_N, missing = self.scores.filled(gathered)
         self._metrics["train"]["unscored"].append(float(missing))
         self._write_samples(answers, found_N.tolist())
         return scores_N[:, None]
+
+    def _without_logging(self) -> dict[str, Any]:
+        """What TRL gives a reward besides the columns; outside training, what it logs goes nowhere."""
+        return {"trainer_state": self.state, "log_extra": _to_nowhere, "log_metric": _to_nowhere}
 
     def _write_samples(self, answers: Sequence[str], scores: Sequence[float]) -> None:
         step = self.state.global_step + 1
@@ -243,10 +267,14 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
         if rows:
             ids = self._sample(rows, [(row.row, self.grpo.num_generations) for row in rows])
             answers = [str(text) for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
-            found_N = self.scores.raw(**reward_columns(rows, answers, ids))
+            found_N = self.scores.raw(reward_columns(rows, answers, ids) | self._without_logging())
             finite_N = found_N[torch.isfinite(found_N)]
             total, count = float(finite_N.sum()), len(finite_N)
         metrics.add(f"{prefix}_reward", total, count)
+
+
+def _to_nowhere(name: str, value: Any) -> None:
+    """A logger of rewards that are scored outside training."""
 
 
 def _scored_elsewhere(**columns: Any) -> list[float]:
@@ -278,7 +306,8 @@ class PreferenceTrainer(TrlTrainer):
             max_length=config.max_seq_length,  # rows that are longer were found before: nothing is cut
             gradient_checkpointing=None,  # the loader switches it on, with the arguments this project wants
         )
-        return cls(
+        return _accepted(
+            cls,
             config=config,
             events=events,
             model=loaded.model,
@@ -347,6 +376,7 @@ def _drop_reference_of_new_adapter(model: Any) -> None:
     """
     if not is_peft_model(model) or REFERENCE not in model.peft_config:
         return
-    copies = [parameter for name, parameter in model.named_parameters() if f".lora_B.{REFERENCE}." in name]
-    if all(not parameter.any() for parameter in copies):
+    second = tuple(f".{kind}.{REFERENCE}" for kind in ("lora_B", "lora_embedding_B"))  # zero in a new adapter
+    copies = [parameter for name, parameter in model.named_parameters() if any(part in name for part in second)]
+    if copies and all(not parameter.any() for parameter in copies):
         model.delete_adapter(REFERENCE)
