@@ -283,6 +283,7 @@ def test_the_reference_of_full_fine_tuning_is_the_model_as_it_was_loaded(tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # this adapter is never merged
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")  # as it should
 def test_an_adapter_of_embeddings_is_a_trained_adapter_too(tmp_path: Path) -> None:
     before = run_small(tmp_path, "before", loss="sft", max_steps=3, target_modules=["embed_tokens"])
     run = preference_run(tmp_path, "run", "dpo", model=str(before.model_path), max_steps=1)

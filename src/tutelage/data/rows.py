@@ -53,8 +53,8 @@ class DistillationRow:
 class PromptRow:
     """One conversation for grpo: what is asked, as messages and as token ids, and what a reward is given.
 
-    prompt_ids: up to the generation prompt. gold, gold_ids: the last assistant turn, as text, and as ids with its end of
-    turn. fields: what else the rows of its files hold, None where this one holds nothing. weight: factor of the
+    prompt_ids: up to the generation prompt. gold, gold_ids: the last assistant turn, as text, and as ids with its end
+    of turn. fields: what else the rows of its files hold, None where this one holds nothing. weight: factor of the
     advantages of its answers. row, place: as in TokenRow.
     """
 
