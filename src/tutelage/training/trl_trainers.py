@@ -68,7 +68,7 @@ class TrlTrainer(RunTrainer):
     def __init__(self, **arguments: Any) -> None:
         with without_peft_deprecations():
             super().__init__(**arguments)
-        _drop_reference_of_new_adapter(self.model)
+        _settle_reference_adapter(self.model)
         reference: Any = getattr(self, "ref_model", None)
         if reference is not None:
             # TRL has read it from where the weights came from, which a merged adapter is not part of.
@@ -369,13 +369,18 @@ def _as_dataset(rows: Sequence[PreferenceRow]) -> Any:
     )
 
 
-def _drop_reference_of_new_adapter(model: Any) -> None:
+def _settle_reference_adapter(model: Any) -> None:
     """A new adapter is the base model until its first step, so the base model is reference enough.
 
-    An adapter that was trained before keeps TRL's copy of it.
+    An adapter that was trained before keeps TRL's copy of it, which leaves out those of embeddings: they follow here.
     """
     if not is_peft_model(model) or REFERENCE not in model.peft_config:
         return
+    for name, parameter in list(model.named_parameters()):
+        parts = name.split(".")
+        if model.active_adapter in parts:
+            copy = ".".join(REFERENCE if part == model.active_adapter else part for part in parts)
+            model.get_parameter(copy).data.copy_(parameter.data)
     second = tuple(f".{kind}.{REFERENCE}" for kind in ("lora_B", "lora_embedding_B"))  # zero in a new adapter
     copies = [parameter for name, parameter in model.named_parameters() if any(part in name for part in second)]
     if copies and all(not parameter.any() for parameter in copies):
