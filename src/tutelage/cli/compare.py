@@ -20,7 +20,7 @@ def compare(
         Path | None, typer.Option(help="Folder of runs, outcomes and report; unset, experiments/<name>.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read and check everything, show what would be done; do nothing.")
+        bool, typer.Option("--dry-run", help="Read and check the experiment, show what would be done; do nothing.")
     ] = False,
 ) -> None:
     """Train every run of an experiment with every seed, ask all models the same, and write one report."""
