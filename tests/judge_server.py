@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.most_active = max(self.server.most_active, self.server.active)
         try:
             if self.path != "/v1/chat/completions":
-                answer = lambda: self._send(404, {"detail": "Not Found"})  # noqa: E731
+                answer = partial(self._send, 404, {"detail": "Not Found"})
             elif self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
                 answer = self._error(401, f"Incorrect key: {self.headers['Authorization']}", "invalid_api_key")
             else:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import random
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -274,50 +275,62 @@ def test_rows_of_a_result_file(tmp_path: Path):
     }
 
 
-def refused(kind: type[Exception], match: str, task: object, **options: Any) -> None:
-    with pytest.raises(kind, match=match) as found:
+def refusal(kind: type[Exception], task: object, **options: Any) -> str:
+    """The one sentence of it."""
+    with pytest.raises(kind) as found:
         evaluate_lm_eval(MODEL, TEMPLATE, [str(task)], **options)
     assert "\n" not in str(found.value)
+    return str(found.value)
 
 
 def test_what_is_no_task(tmp_path: Path):
     with pytest.raises(ConfigError, match="no task is given"):
         evaluate_lm_eval(MODEL, TEMPLATE, [])
-    refused(ConfigError, r"task 'helaswag' is not one of lm-eval .*; did you mean 'hellaswag'", "helaswag")
-    refused(ConfigError, r"include_path '.*none' is no folder", "hellaswag", include_path=tmp_path / "none")
-    refused(ConfigError, r"none\.yaml' cannot be read \(.*No such file", tmp_path / "none.yaml")
+    assert re.search(
+        r"task 'helaswag' is not one of lm-eval .*; did you mean 'hellaswag'", refusal(ConfigError, "helaswag")
+    )
+    assert re.search(
+        r"include_path '.*none' is no folder", refusal(ConfigError, "hellaswag", include_path=tmp_path / "none")
+    )
+    assert re.search(r"none\.yaml' cannot be read \(.*No such file", refusal(ConfigError, tmp_path / "none.yaml"))
     broken = tmp_path / "broken.yaml"
     broken.write_text("task: [1\nmore: 2\n")
-    refused(ConfigError, r"broken\.yaml' is no valid YAML \(line 2: ", broken)
+    assert re.search(r"broken\.yaml' is no valid YAML \(line 2: ", refusal(ConfigError, broken))
     broken.write_text("- a list\n")
-    refused(ConfigError, "has neither 'task' nor 'group'", broken)
+    assert re.search("has neither 'task' nor 'group'", refusal(ConfigError, broken))
     write_task(tmp_path, CHOICE, CAPITALS, task="broken", no_such_option=1)
-    refused(ConfigError, r"broken\.yaml' cannot be made \(.*no_such_option.*\); mend its YAML", broken)
+    assert re.search(
+        r"broken\.yaml' cannot be made \(.*no_such_option.*\); mend its YAML", refusal(ConfigError, broken)
+    )
     write_task(tmp_path, CHOICE, CAPITALS, task="broken", doc_to_choice="{{choices")
-    refused(ConfigError, r"broken\.yaml' cannot be made \(.*TemplateSyntaxError\); mend its YAML", broken)
+    assert re.search(
+        r"broken\.yaml' cannot be made \(.*TemplateSyntaxError\); mend its YAML", refusal(ConfigError, broken)
+    )
     write_task(tmp_path, ANSWER, [{"question": "Q", "target": "x"}], generation_kwargs={"num_beams": 4})
-    refused(DataError, r"'answers_here': generation_kwargs has 'num_beams'", tmp_path / "answers_here.yaml")
+    assert re.search(
+        r"'answers_here': generation_kwargs has 'num_beams'", refusal(DataError, tmp_path / "answers_here.yaml")
+    )
 
 
 def test_data_that_is_not_there(tmp_path: Path):
     path = write_task(tmp_path, CHOICE, None)
-    refused(DataError, r"there is no data file .*/data/capitals\.jsonl; mend 'data_files'", path)
+    assert re.search(r"there is no data file .*/data/capitals\.jsonl; mend 'data_files'", refusal(DataError, path))
     path = write_task(tmp_path, CHOICE, None, dataset_path="nobody/nothing", dataset_kwargs={})
-    refused(DataError, r"its data set cannot be read \(.*nobody/nothing.*\); give files", path)
+    assert re.search(r"its data set cannot be read \(.*nobody/nothing.*\); give files", refusal(DataError, path))
     path = write_task(tmp_path, CHOICE, [])
-    refused(DataError, r"its data set cannot be read \(", path)
+    assert re.search(r"its data set cannot be read \(", refusal(DataError, path))
 
 
 def test_a_row_that_is_too_long_is_not_cut(tmp_path: Path):
     path = write_task(tmp_path, ANSWER, [{"question": "The " * 3000, "target": "x"}])
-    refused(DataError, r"answers_here:0: \d+ tokens, but the model has 2048 positions", path)
+    assert re.search(r"answers_here:0: \d+ tokens, but the model has 2048 positions", refusal(DataError, path))
     path = write_task(tmp_path, CHOICE, [{"question": "The " * 3000, "choices": ["a", "b"], "answer": 0}])
-    refused(DataError, r"the request ' a': \d+ tokens, but the model has 2048 positions", path)
+    assert re.search(r"the request ' a': \d+ tokens, but the model has 2048 positions", refusal(DataError, path))
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused(ConfigError, r"lm-eval is not installed; pip install 'tutelage\[lm-eval\]'", "hellaswag")
+    assert re.search(r"lm-eval is not installed; pip install 'tutelage\[lm-eval\]'", refusal(ConfigError, "hellaswag"))
 
 
 def test_a_task_in_a_suite_is_a_measure_with_the_items_of_the_harness(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +111,7 @@ def _run_of(path: Path) -> _Model:
         raise ConfigError(f"{path}: the run has no model yet; finish it with: {resume_command(path)}")
     config, source = run.config, str(run.model_path)
     record = {"config": config.flat(), "data": read_record(path).get("data")}
-    load = lambda: load_frozen(source, load_in_4bit=config.load_in_4bit)  # noqa: E731
+    load = partial(load_frozen, source, load_in_4bit=config.load_in_4bit)
     return _Model(path.resolve().name, source, config.chat_template, load, record)
 
 

@@ -13,7 +13,11 @@ class _Loader(yaml.SafeLoader):
     """Task files name functions by a tag; only the text is of interest here."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))  # type: ignore[arg-type]
+def _name(loader: Any, node: Any) -> Any:
+    return loader.construct_scalar(node)
+
+
+_Loader.add_constructor("!function", _name)
 
 
 def is_path(task: str) -> bool:

@@ -70,7 +70,7 @@ class Spec(BaseModel):
 
     def build(self, entry: Entry) -> Evaluation:
         """The evaluation, with all its files read and checked. Raises ConfigError and DataError."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} cannot be built for {entry.place}")
 
     def named(self, entry: Entry, files: dict[str, Path]) -> dict[str, Any]:
         """What every evaluation is made of. files: what it depends on, by the name the user gave."""

@@ -5,6 +5,7 @@ asked and how their answers are read (`judge_prompts.py`).
 """
 
 import asyncio
+import importlib
 import json
 import os
 import time
@@ -214,7 +215,7 @@ class Judge:
 
 def _require_openai() -> None:
     try:
-        import openai  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        importlib.import_module("openai")
     except ImportError as error:
         raise ConfigError(f"judges need the package openai ({error}); pip install 'tutelage[judge]'") from error
 

@@ -1,4 +1,4 @@
-"""A config as `transformers`' own arguments. Not here: what TRL's trainers take besides (`trl_trainers.py`)."""
+"""A config as `transformers`' own arguments. Not here: what TRL's trainers take besides (`trl_trainers`)."""
 
 from pathlib import Path
 from typing import Any, TypeVar

@@ -14,16 +14,16 @@ TRAINERS = {
     "sft": "token_trainer.TokenTrainer",
     "dft": "token_trainer.TokenTrainer",
     "sdft": "sdft_trainer.SdftTrainer",
-    "grpo": "trl_trainers.GrpoTrainer",
-    "dpo": "trl_trainers.DpoTrainer",
-    "orpo": "trl_trainers.OrpoTrainer",
+    "grpo": "trl_trainers.grpo.GrpoTrainer",
+    "dpo": "trl_trainers.preferences.DpoTrainer",
+    "orpo": "trl_trainers.preferences.OrpoTrainer",
 }
 """Every value of `loss` with what trains it: module and class, imported when it is needed, since TRL takes seconds."""
 
 
 def trainer_class(loss: str) -> type[RunTrainer]:
     """What trains this objective. Raises ConfigError where a package it needs is not installed."""
-    module, _, name = TRAINERS[loss].partition(".")
+    module, _, name = TRAINERS[loss].rpartition(".")
     try:
         return getattr(importlib.import_module(f"tutelage.training.{module}"), name)
     except ModuleNotFoundError as error:

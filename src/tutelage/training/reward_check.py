@@ -44,12 +44,17 @@ def check_reward(
     return values
 
 
+def messages_of(row: PromptRow) -> list[dict[str, str]]:
+    """The prompt as TRL and rewards are given it."""
+    return [{"role": turn.role, "content": turn.content} for turn in row.prompt]
+
+
 def reward_columns(
     rows: Sequence[PromptRow], answers: Sequence[str], answer_ids: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     """The keyword arguments of a reward, for one answer a row."""
     return {key: [row.fields[key] for row in rows] for key in rows[0].fields} | {
-        "prompts": [[{"role": turn.role, "content": turn.content} for turn in row.prompt] for row in rows],
+        "prompts": [messages_of(row) for row in rows],
         "completions": [[{"role": "assistant", "content": answer}] for answer in answers],
         "completion_ids": [list(ids) for ids in answer_ids],
         "gold_response": [row.gold for row in rows],

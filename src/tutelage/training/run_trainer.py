@@ -1,6 +1,6 @@
 """What every trainer of a run shares, ours and TRL's: metrics, events, complete checkpoints.
 
-Not here: how a step's loss is normalised (`base_trainer.py`, `trl_trainers.py`), evaluation (`gold_evaluation.py`).
+Not here: how a step's loss is normalised (`base_trainer.py`, `trl_trainers`), evaluation (`gold_evaluation.py`).
 """
 
 import logging

@@ -1,111 +1,33 @@
-"""grpo, dpo and orpo: TRL's trainers with this project's rows, rollouts, rewards, events and checkpoints.
+"""grpo: TRL's trainer with our rollouts and scores. Not here: what becomes of missing scores (`rewards.py`)."""
 
-The one module that imports TRL. Where a method of TRL's is replaced, the docstring says by what and why. Not here:
-scores and what becomes of missing ones (`rewards.py`).
-"""
-
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import gather, is_peft_model
+from accelerate.utils import gather
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Sampler
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from tutelage.config import GrpoConfig, TrainingConfig
-from tutelage.data.rows import IGNORE_INDEX, PreferenceRow, PromptRow
-from tutelage.errors import ConfigError
+from tutelage.data.rows import PromptRow
 from tutelage.events import EventLog, Tag
 from tutelage.files import JsonLinesFile
 from tutelage.models import LoadedModel
-from tutelage.models.loading import without_peft_deprecations
 from tutelage.rollouts import generate, rollout_seed
 from tutelage.training.arguments import build_arguments
 from tutelage.training.gold_evaluation import GoldAnswerTrainer
 from tutelage.training.inputs import TrainingInputs
 from tutelage.training.metrics import MetricSums
-from tutelage.training.order import EpochSampler, GroupSampler
-from tutelage.training.reward_check import check_reward, reward_columns
+from tutelage.training.order import GroupSampler
+from tutelage.training.reward_check import check_reward, messages_of, reward_columns
 from tutelage.training.rewards import Scores
-from tutelage.training.run_trainer import RunTrainer
 from tutelage.training.sdft_trainer import SHOWN_ROLLOUTS
-
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message=".*trl.experimental.*")
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-REFERENCE = "ref"
-"""What TRL calls its copy of the adapter, the reference of the KL and of dpo."""
-
-
-Built = TypeVar("Built", bound="TrlTrainer")
-
-
-def _accepted(trainer: Callable[..., Built], *, config: TrainingConfig, **arguments: Any) -> Built:
-    """The trainer, or what TRL has against its model or config as a ConfigError."""
-    try:
-        return trainer(config=config, **arguments)
-    except ValueError as error:
-        raise ConfigError(f"loss: {config.loss}: TRL refuses this model or config ({error})") from error
-
-
-class TrlTrainer(RunTrainer):
-    """What this project leaves out of TRL's trainers, and what it counts in them."""
-
-    args: Any
-    """The arguments of TRL's own class."""
-    token_masks: tuple[str, ...] = ("attention_mask",)
-    """Where a batch says which of its tokens are no padding."""
-
-    def __init__(self, **arguments: Any) -> None:
-        with without_peft_deprecations():
-            super().__init__(**arguments)
-        _settle_reference_adapter(self.model)
-        reference: Any = getattr(self, "ref_model", None)
-        if reference is not None:
-            # TRL has read it from where the weights came from, which a merged adapter is not part of.
-            weights = self.accelerator.unwrap_model(self.model).state_dict()
-            self.accelerator.unwrap_model(reference).load_state_dict(weights)
-
-    def _send_telemetry(self) -> None:
-        """Nothing: a run tells nobody that it runs."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the exported model has a card with the run's own data, config and metrics."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        with without_peft_deprecations():
-            return super().training_step(*args, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with without_peft_deprecations():
-            return super().evaluate(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's, without its count of tokens, which begins anew when a run is continued."""
-        for metrics in getattr(self, "_metrics", {}).values():
-            metrics.pop("num_tokens", None)
-        super().log(logs, start_time)
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, with the tokens counted."""
-        if model.training:
-            self.count_tokens(inputs)
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def num_tokens(self, inputs: Mapping[str, Any]) -> int:
-        return sum(int(inputs[name].sum()) for name in self.token_masks)
-
-
-# --- grpo -----------------------------------------------------------------------------------------------------------
+from tutelage.training.trl_trainers.shared import TrlTrainer
 
 
 class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -127,7 +49,7 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
         self.scores, self.samples = scores, samples
         self.sampled_rows: list[PromptRow] = []
         """The rows of the batch that is being sampled, one an answer."""
-        dataset = datasets.Dataset.from_list([{"prompt": _messages(row), "index": i} for i, row in enumerate(rows)])
+        dataset = datasets.Dataset.from_list([{"prompt": messages_of(row), "index": i} for i, row in enumerate(rows)])
         super().__init__(train_dataset=dataset, reward_funcs=[_scored_elsewhere], **arguments)
         objective = self.config.objective
         assert isinstance(objective, GrpoConfig)
@@ -156,15 +78,14 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
             beta=config.beta,
             gradient_checkpointing=None,  # the loader switches it on, with the arguments this project wants
         )
-        return _accepted(
-            cls,
-            config=config,
-            events=events,
-            model=loaded.model,
+        return cls.accepted(
+            config,
+            inputs,
+            loaded,
+            events,
             args=arguments,
             eval_dataset=inputs.eval_rows,
             eval_collate=inputs.collate_eval,
-            processing_class=inputs.tokenizer,
             rows=inputs.train_items,
             test_prompts=inputs.test_prompts,
             scores=inputs.scores,
@@ -279,109 +200,3 @@ def _to_nowhere(name: str, value: Any) -> None:
 
 def _scored_elsewhere(**columns: Any) -> list[float]:
     raise TypeError("GrpoTrainer._calculate_rewards calls the reward")
-
-
-def _messages(row: PromptRow) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in row.prompt]
-
-
-# --- dpo and orpo ---------------------------------------------------------------------------------------------------
-
-
-class PreferenceTrainer(TrlTrainer):
-    """What dpo and orpo share: rows that are token ids already, in an order of seed and epoch alone."""
-
-    arguments_class: type[Any]
-
-    @classmethod
-    def build(
-        cls, config: TrainingConfig, inputs: TrainingInputs, loaded: LoadedModel, run: Path, events: EventLog
-    ) -> "PreferenceTrainer":
-        arguments = build_arguments(
-            cls.arguments_class,
-            config,
-            run,
-            inputs.eval_rows is not None,
-            beta=config.beta,
-            max_length=config.max_seq_length,  # rows that are longer were found before: nothing is cut
-            gradient_checkpointing=None,  # the loader switches it on, with the arguments this project wants
-        )
-        return _accepted(
-            cls,
-            config=config,
-            events=events,
-            model=loaded.model,
-            args=arguments,
-            train_dataset=_as_dataset(inputs.train_items),
-            eval_dataset=None if inputs.eval_rows is None else _as_dataset(inputs.eval_rows),
-            processing_class=inputs.tokenizer,
-        )
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return EpochSampler(len(train_dataset or self.train_dataset), self.config.seed)
-
-
-class DpoTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """Direct preference optimisation."""
-
-    arguments_class = DPOConfig
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """The rows as they are: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
-        return dataset
-
-
-class OrpoTrainer(PreferenceTrainer, ORPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """Odds ratio preference optimisation. TRL forms all its logits, [2·batch, sequence, vocabulary]."""
-
-    arguments_class = ORPOConfig
-    token_masks = ("chosen_attention_mask", "rejected_attention_mask")
-
-    def __init__(self, **arguments: Any) -> None:
-        shown = not datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()
-        try:
-            super().__init__(**arguments)
-        finally:
-            if shown:
-                datasets.enable_progress_bars()
-
-    def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
-        """The row's ids under the names TRL's collator reads."""
-        prompt = feature["prompt_ids"]
-        batch = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-        for name in ("chosen", "rejected"):
-            answer = feature[f"{name}_ids"]
-            batch |= {
-                f"{name}_input_ids": prompt + answer,
-                f"{name}_attention_mask": [1] * len(prompt + answer),
-                f"{name}_labels": [IGNORE_INDEX] * len(prompt) + answer,
-            }
-        return batch
-
-
-def _as_dataset(rows: Sequence[PreferenceRow]) -> Any:
-    return datasets.Dataset.from_list(
-        [
-            {"prompt": "", "prompt_ids": row.prompt_ids, "chosen_ids": row.chosen_ids, "rejected_ids": row.rejected_ids}
-            for row in rows
-        ]
-    )
-
-
-def _settle_reference_adapter(model: Any) -> None:
-    """A new adapter is the base model until its first step, so the base model is reference enough.
-
-    An adapter that was trained before keeps TRL's copy of it, which leaves out those of embeddings: they follow here.
-    """
-    if not is_peft_model(model) or REFERENCE not in model.peft_config:
-        return
-    for name, parameter in list(model.named_parameters()):
-        parts = name.split(".")
-        if model.active_adapter in parts:
-            copy = ".".join(REFERENCE if part == model.active_adapter else part for part in parts)
-            model.get_parameter(copy).data.copy_(parameter.data)
-    second = tuple(f".{kind}.{REFERENCE}" for kind in ("lora_B", "lora_embedding_B"))  # zero in a new adapter
-    copies = [parameter for name, parameter in model.named_parameters() if any(part in name for part in second)]
-    if copies and all(not parameter.any() for parameter in copies):
-        model.delete_adapter(REFERENCE)
