@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tutelage.experiments.calling_codes import unseen_facts
-from tutelage.experiments.figures import OBJECTIVE_COLOURS, png
+from tutelage.experiments.figure_style import OBJECTIVE_COLOURS, png
 from tutelage.models import resolve_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from tutelage import Run
 from tutelage.events import Tag
-from tutelage.experiments.figures import OBJECTIVE_COLOURS
+from tutelage.experiments.figure_style import OBJECTIVE_COLOURS
 
 
 def draw(run: Run, picture: Path) -> None:

@@ -11,18 +11,9 @@ from matplotlib.colors import to_hex
 from tests.made_up import CAPITALS, CAPITALS_LOG_PROB, made_up_failure, made_up_model, made_up_results, made_up_seeds
 from tutelage.config import OBJECTIVES
 from tutelage.evaluation import Role, Unit
-from tutelage.experiments.figures import (
-    DARK,
-    LIGHT,
-    OBJECTIVE_COLOURS,
-    OBJECTIVE_MARKERS,
-    Panel,
-    panel_figure,
-    panels_of,
-    tradeoff_figure,
-    trajectories_figure,
-    write_figures,
-)
+from tutelage.experiments.curves import Panel, panel_figure, panels_of, trajectories_figure
+from tutelage.experiments.figure_style import DARK, LIGHT, OBJECTIVE_COLOURS, OBJECTIVE_MARKERS
+from tutelage.experiments.figures import tradeoff_figure, write_figures
 from tutelage.experiments.report import differing_options, questions, report_html, shared_options
 from tutelage.experiments.specification import KL_VS_BASE
 

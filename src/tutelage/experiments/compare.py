@@ -18,8 +18,9 @@ from tutelage.config import TrainingConfig
 from tutelage.data.conversations import data_hash
 from tutelage.errors import Interrupted, ResumeError, TrainingError, TutelageError
 from tutelage.events import Tag
+from tutelage.experiments.curves import ON_THE_WAY, is_shown
 from tutelage.experiments.evaluate import Evaluated, Evaluator
-from tutelage.experiments.figures import ON_THE_WAY, is_shown, write_figures
+from tutelage.experiments.figures import write_figures
 from tutelage.experiments.identity import chain_identity, digest
 from tutelage.experiments.report import write_report
 from tutelage.experiments.results import Curve, ExperimentResults, ModelResult, SeedResult, Status

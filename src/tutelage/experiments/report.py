@@ -14,17 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from tutelage.evaluation import Measure, Role, Unit
-from tutelage.experiments.figures import (
-    DARK,
-    LIGHT,
-    Theme,
-    colour_of,
-    panel_figure,
-    panels_of,
-    png,
-    stages_figure,
-    tradeoff_figure,
-)
+from tutelage.experiments.curves import panel_figure, panels_of
+from tutelage.experiments.figure_style import DARK, LIGHT, Theme, colour_of, png
+from tutelage.experiments.figures import stages_figure, tradeoff_figure
 from tutelage.experiments.results import ExperimentResults, ModelResult, Score
 from tutelage.experiments.sentences import findings, interval_text, level_text, value_text
 from tutelage.files import write_text
