@@ -71,12 +71,12 @@ def new_figure(size: tuple[float, float], theme: Theme) -> Figure:
 def styled(runs: Sequence[ModelResult]) -> list[tuple[ModelResult, Any]]:
     """Every run with a line style: the colour is the objective's, so runs of one objective differ in style."""
     seen: dict[str | None, int] = {}
-    styled: list[tuple[ModelResult, Any]] = []
+    found: list[tuple[ModelResult, Any]] = []
     for run in runs:
         number = seen.get(run.objective, 0)
         seen[run.objective] = number + 1
-        styled.append((run, LINE_STYLES[number % len(LINE_STYLES)]))
-    return styled
+        found.append((run, LINE_STYLES[number % len(LINE_STYLES)]))
+    return found
 
 
 def add_legend(axes: Any, runs: Sequence[ModelResult], theme: Theme, *, loc: str, fontsize: float) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SHOWN_ROLLOUTS = 4
+"""Rollouts of a step that go to `samples.jsonl`."""
 CLOCK_METRICS = ("_runtime", "_samples_per_second", "_steps_per_second")
 """What `transformers` adds to an evaluation: how fast it went, batches that processes repeat included."""
 

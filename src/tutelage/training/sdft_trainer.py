@@ -27,10 +27,8 @@ from tutelage.models.scoring import predicting_places
 from tutelage.rollouts import Teacher, TemplatePhrases, generate, rollout_seed
 from tutelage.training.base_trainer import BaseTrainer
 from tutelage.training.inputs import TrainingInputs
+from tutelage.training.run_trainer import SHOWN_ROLLOUTS
 from tutelage.training.teacher_check import check_demonstrations
-
-SHOWN_ROLLOUTS = 4
-"""Rollouts of a step that go to `samples.jsonl`."""
 
 TEACHER_FILE = "teacher.safetensors"
 

@@ -26,7 +26,7 @@ from tutelage.training.metrics import MetricSums
 from tutelage.training.order import GroupSampler
 from tutelage.training.reward_check import check_reward, messages_of, reward_columns
 from tutelage.training.rewards import Scores
-from tutelage.training.sdft_trainer import SHOWN_ROLLOUTS
+from tutelage.training.run_trainer import SHOWN_ROLLOUTS
 from tutelage.training.trl_trainers.shared import TrlTrainer
 
 
