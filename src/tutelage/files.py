@@ -40,6 +40,30 @@ def make_folder(path: Path, option: str) -> None:
         raise OutputError(f"{path}: cannot be made ({error.strerror}); choose another {option}") from error
 
 
+@contextlib.contextmanager
+def only_process_in(path: Path, option: str) -> Iterator[None]:
+    """Make the folder and keep others out of it for as long as this lasts; the lock goes with the process.
+
+    Raises OutputError, which names the `option` to change, where another process works there or it cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(path, option)
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"{path}: another process works in this folder; wait for it, or choose another {option}"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another {option}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step: whoever looks sees the old file, the new one, or none. Raises OutputError."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

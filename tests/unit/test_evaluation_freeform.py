@@ -13,7 +13,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.messages import Message
 from tutelage.errors import ConfigError, DataError
-from tutelage.evaluation import Outcome, Role, Unit
+from tutelage.evaluation import Outcome, OutcomeFolder, Role, Unit
 from tutelage.evaluation.freeform import FreeformEvaluation
 from tutelage.evaluation.freeform_questions import JudgePrompt, read_freeform_questions
 from tutelage.models import LoadedModel
@@ -155,6 +155,16 @@ def test_failed_and_unparsable_judgements_are_counted_and_left_out(tmp_path: Pat
     assert by_answer["a"]["judgements"]["good"] == {"score": None, "text": None, "error": "status 500: no"}
     assert by_answer["b"]["judgements"]["language"] == {"label": None, "text": "No.", "error": "unparsable"}
     assert by_answer["c"]["score"] == 0.0
+
+
+def test_what_the_judge_did_not_answer_is_asked_again(tmp_path: Path):
+    """What it answered, and nobody can read, is not: it would say the same."""
+    path, folder = write(tmp_path, [question("one", max_new_tokens=1)]), OutcomeFolder(tmp_path / "out", "model")
+    with judge_server() as server:
+        for name, kept in (("moody", False), ("chats", True), ("counts", True)):
+            asked = evaluation(path, server, name)
+            folder.write(asked, asked.run(ENDLESS, TEMPLATE))
+            assert (folder.read(asked) is not None) == kept, name
 
 
 def test_a_question_without_a_judgement_has_no_value(tmp_path: Path):

@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.small_runs import ROWS, small_config, write_rows
 from tutelage import TrainingConfig
 from tutelage.data.conversations import Message
-from tutelage.errors import ConfigError, Interrupted, TrainingError
+from tutelage.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
 from tutelage.evaluation import (
     ChoiceEvaluation,
     ChoiceQuestion,
@@ -26,6 +26,7 @@ from tutelage.events import Tag
 from tutelage.experiments import Experiment, ExperimentResults, compare, run_experiment
 from tutelage.experiments.results import ModelResult
 from tutelage.experiments.specification import Texts
+from tutelage.files import only_process_in
 from tutelage.monitoring import everyday_prompts
 from tutelage.training import Run
 
@@ -80,18 +81,24 @@ def monitored(folder: Path, name: str, **options: Any) -> TrainingConfig:
     return small_config(folder, name, **(defaults | options))
 
 
+def failing(folder: Path, name: str) -> TrainingConfig:
+    """A run that nobody can know will fail: its reward raises when it is called."""
+    reward = folder / "reward.py"
+    reward.write_text("def score(**columns):\n    raise ValueError('no scores today')\n", encoding="utf-8")
+    return small_config(folder, name, loss="grpo", grpo_reward_function=f"{reward}:score", grpo_num_generations=4)
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentResults, Path, str]:
-    """An adapter, a merged one, full fine-tuning, and a run whose file is missing."""
+    """An adapter, a merged one, full fine-tuning, and a run whose reward raises."""
     folder = tmp_path_factory.mktemp("compared")
     output = folder / "out"
     console = Console(record=True, file=io.StringIO())
-    (folder / "nowhere.jsonl").write_text("{}\n", encoding="utf-8")
     experiment = tiny_experiment(
         adapter=monitored(folder, "adapter"),
         merged=monitored(folder, "merged", merge_before_push=True),
         full=monitored(folder, "full", is_peft=False, learning_rate=0.05),
-        broken=monitored(folder, "broken", training_file=folder / "nowhere.jsonl"),
+        broken=failing(folder, "broken"),
     )
     results = run_experiment(experiment, output, console)
     return results, output, console.export_text()
@@ -128,7 +135,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(compared: tuple[Exper
     assert [run.name for run in results.runs] == ["adapter", "merged", "full"]
     ((broken, seed),) = results.failed
     assert (broken.name, seed.seed) == ("broken", 7)
-    assert "nowhere.jsonl:1" in (seed.error or "")
+    assert "raised ValueError: no scores today" in (seed.error or "")
     assert "warning: broken, seed 7 (4/4) failed and is left out: " in console
     assert 'data-failed="broken"' in (output / "report.html").read_text(encoding="utf-8")
 
@@ -143,6 +150,7 @@ def test_progress_names_every_phase(compared: tuple[ExperimentResults, Path, str
 def test_everything_is_on_disk(compared: tuple[ExperimentResults, Path, str]) -> None:
     results, output, _ = compared
     assert {path.name for path in output.iterdir()} == {
+        ".lock",
         "evaluations",
         "report.html",
         "results.csv",
@@ -169,11 +177,41 @@ def test_curves_are_the_runs_own(compared: tuple[ExperimentResults, Path, str]) 
 
 
 def test_no_run_left_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
-    experiment = tiny_experiment(sft=small_config(tmp_path, "sft", training_file=tmp_path / "empty.jsonl"))
-    with pytest.raises(TrainingError, match=r"no run finished, so there is nothing to compare; sft \(seed 7\): "):
+    experiment = tiny_experiment(grpo=failing(tmp_path, "grpo"))
+    with pytest.raises(TrainingError, match=r"no run finished, so there is nothing to compare; grpo \(seed 7\): "):
         run_experiment(experiment, tmp_path / "out", Console(quiet=True))
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_what_a_run_cannot_read_stops_the_comparison_before_it_begins(tmp_path: Path) -> None:
+    """Also the third run's second stage; nothing was written."""
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    fine = small_config(tmp_path, "sft")
+    late = small_config(tmp_path, "late", training_file=tmp_path / "bad.jsonl")
+    chains = {"sft": {7: (fine, fine)}, "late": {7: (fine, late)}}
+    experiment = replace(tiny_experiment(sft=fine), stages=("one", "two"), runs=chains)
+    with pytest.raises(DataError, match=r"^runs\.late: .*bad\.jsonl:1: "):
+        run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_judge_that_is_not_there_stops_the_comparison_before_it_begins(tmp_path: Path) -> None:
+    judged: dict[str, Any] = {"grpo_reward_function": "llm_judge", "grpo_judge_model": "judge"}
+    judged |= {"grpo_judge_base_url": "http://127.0.0.1:9/v1", "grpo_num_generations": 4}
+    runs = {"sft": small_config(tmp_path, "sft"), "judged": small_config(tmp_path, "judged", loss="grpo", **judged)}
+    with pytest.raises(ConfigError, match=r"^runs\.judged: .*127\.0\.0\.1:9"):
+        run_experiment(tiny_experiment(**runs), tmp_path / "out", Console(quiet=True))
+
+
+def test_two_comparisons_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    experiment = tiny_experiment(sft=small_config(tmp_path, "sft"))
+    output = tmp_path / "out"
+    with (
+        only_process_in(output, "--output"),
+        pytest.raises(OutputError, match="out: another process works in this folder; wait for it, or choose another"),
+    ):
+        run_experiment(experiment, output, Console(quiet=True))
+    run_experiment(experiment, output, Console(quiet=True))
 
 
 def test_what_is_there_is_used_again_and_what_changed_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,9 +320,8 @@ def test_stages_with_merged_models_and_scores_on_the_way(tmp_path: Path) -> None
 
 
 def test_a_stage_that_fails_names_itself(tmp_path: Path) -> None:
-    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     first = small_config(tmp_path, "a")
-    second = small_config(tmp_path, "b", training_file=tmp_path / "empty.jsonl")
+    second = failing(tmp_path, "b")
     chains = {"bad": {7: (first, second)}, "good": {7: (first, first)}}
     experiment = replace(tiny_experiment(sft=first), stages=("one", "two"), runs=chains)
     results = run_experiment(experiment, tmp_path / "out", Console(quiet=True))

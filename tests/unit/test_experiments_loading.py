@@ -8,7 +8,7 @@ import pytest
 from tests.small_experiments import TASK, written
 from tutelage.errors import TutelageError
 from tutelage.experiments import Experiment, load_experiment
-from tutelage.experiments.identity import chain_identity
+from tutelage.experiments.identity import chain_identities
 
 
 def loaded(folder: Path, **changes: Any) -> Experiment:
@@ -98,7 +98,7 @@ def test_a_template_and_a_reward_are_part_of_what_a_run_is(tmp_path: Path) -> No
 
     def identity(loss: str) -> str:
         experiment = loaded(tmp_path, runs={"a": {"loss": loss, **options}})
-        return chain_identity(experiment.runs["a"][4])
+        return chain_identities(experiment.runs["a"][4])[-1]
 
     before = {loss: identity(loss) for loss in ("sft", "grpo")}
     reward.write_text("def score(**columns): return [1.0]\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 
 from tests.made_up import CAPITALS, CAPITALS_LOG_PROB, made_up_failure, made_up_model, made_up_results, made_up_seeds
 from tutelage.config import OBJECTIVES
-from tutelage.evaluation import Role, Unit
+from tutelage.evaluation import Role
 from tutelage.experiments.curves import Panel, panel_figure, panels_of, trajectories_figure
 from tutelage.experiments.figure_style import DARK, LIGHT, OBJECTIVE_COLOURS, OBJECTIVE_MARKERS
 from tutelage.experiments.figures import tradeoff_figure, write_figures
@@ -194,8 +194,10 @@ def test_measures_of_one_axis_have_one_unit() -> None:
     assert all(0.0 <= height <= 1.0 for height in heights)
 
 
-def test_points_have_no_ticks() -> None:
-    results = made_up_results()
-    points = tuple(replace(measure, unit=Unit.POINTS) for measure in results.measures)
-    asked = questions(replace(results, measures=points), [results.base, *results.runs], "trained")
-    assert [(answer.mark, answer.number) for answer in asked[0].answers] == [("value", "0"), *[("value", "1")] * 3]
+def test_every_judgement_stands_below_its_answer() -> None:
+    judgements = {"in_spanish": {"label": "spanish"}, "coherent": {"score": 85.0}, "kind": {"score": None}}
+    models = [made_up_model(name, objective, 1, 1, 0.1) for name, objective in (("base", None), ("sft", "sft"))]
+    rows = [row | {"judgements": judgements} for row in models[1].answers["trained"]]
+    results = made_up_results(replace(models[1], answers={"trained": rows}))
+    page = report_html(results)
+    assert page.count("<small>in spanish: spanish, coherent: 85, kind: no judgement</small>") == len(rows)

@@ -16,7 +16,7 @@ from tests.made_up import (
     spread,
 )
 from tutelage.experiments.report import report_html
-from tutelage.experiments.results import Score
+from tutelage.experiments.results import ModelResult, Score, Status
 from tutelage.experiments.sentences import findings, joined, number_text, value_text
 from tutelage.experiments.specification import KL_VS_BASE
 
@@ -77,12 +77,40 @@ def test_a_gain_within_noise_is_said() -> None:
 
 
 def test_dft_behind_and_not_behind() -> None:
-    behind = findings(made_up_results()).learned[2]
-    assert behind.endswith("it is no method for new knowledge, and dft trails sft here beyond noise.")
-    even = made_up_results(made_up_model("sft", "sft", 30, 30, 0.3), made_up_model("dft", "dft", 30, 30, 0.2))
-    assert findings(even).learned[2].endswith("yet in this run dft is not behind sft beyond noise.")
-    alone = made_up_results(made_up_model("dft", "dft", 30, 30, 0.2))
-    assert not any("objective weights" in sentence for sentence in findings(alone).learned)
+    """Only where nothing but the loss differs."""
+
+    def at_one_rate(name: str, right: int) -> ModelResult:
+        model = made_up_model(name, name, right, right, 0.3)
+        return replace(model, seeds=(replace(model.seeds[0], config={"loss": name, "learning_rate": 1e-3}),))
+
+    behind = findings(made_up_results(at_one_rate("sft", 32), at_one_rate("dft", 14))).learned[2]
+    assert behind.endswith("in trained question dft trails sft, which differs in nothing else, beyond noise.")
+    even = made_up_results(at_one_rate("sft", 30), at_one_rate("dft", 30))
+    assert findings(even).learned[2].endswith("yet in trained question dft is not behind sft beyond noise.")
+    for others in (made_up_results(made_up_model("dft", "dft", 30, 30, 0.2)), made_up_results()):
+        assert not any("objective weights" in sentence for sentence in findings(others).learned)
+
+
+def test_seeds_that_failed_are_not_counted() -> None:
+    sft = made_up_seeds("sft", "sft", 30, 31, 32)
+    lost = replace(sft.seeds[2], status=Status.FAILED, error="no memory", scores={})
+    dft = replace(sft, name="dft", seeds=(*sft.seeds[:2], lost))
+    assert any(
+        "over items and the seeds that finished (sft: 3 seeds, dft: 2 seeds)." in text
+        for text in findings(made_up_results(sft, dft)).caveats
+    )
+    assert any("over items and 3 seeds." in text for text in findings(made_up_results(sft)).caveats)
+
+
+def test_a_measure_that_two_models_have_for_no_item_in_common_is_not_spoken_of() -> None:
+    def judged(model: ModelResult, *points: float) -> ModelResult:
+        seed = replace(model.seeds[0], scores={**model.seeds[0].scores, "paraphrase": points})
+        return replace(model, seeds=(seed,))
+
+    first = judged(made_up_model("sft", "sft", 32, 31, 0.3), *([1.0] * 16), *([math.nan] * 16))
+    second = judged(made_up_model("dft", "dft", 14, 12, 0.2), *([math.nan] * 16), *([1.0] * 16))
+    assert not any(text.startswith("Paraphrase") for text in findings(made_up_results(first, second)).all)
+    assert any(text.startswith("Paraphrase") for text in findings(made_up_results(first)).all)
 
 
 def test_the_check_on_unseen_items() -> None:

@@ -14,14 +14,15 @@ from transformers import set_seed
 
 from tests.invariant.test_batch_split import assert_same_steps
 from tests.small_runs import ROWS, assert_same_bits, largest_difference, run_small, trained_weights, write_rows
-from tests.trl_runs import PAIRS, any_run, grpo_run, preference_run, rewarded
+from tests.trl_runs import PAIRS, any_run, grpo_run, preference_run, rewarded, write_pairs
 from tutelage import Run, train
 from tutelage.config import TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.messages import Message
 from tutelage.events import Tag
-from tutelage.models import load_model, response_log_probs
+from tutelage.models import LoadedModel, load_model, response_log_probs
 from tutelage.models.scoring import Pair
+from tutelage.training import run as training_run
 from tutelage.training.order import GroupSampler
 
 
@@ -226,6 +227,50 @@ def test_batch_times_accumulation_is_all_that_counts(tmp_path: Path, loss: str, 
     )
     one_step_less = trained_weights(any_run(tmp_path, "one-step", loss, max_steps=1, **options))
     assert_same_steps(whole, split, one_step_less)
+
+
+def test_a_short_micro_batch_weighs_no_more_than_its_rows(tmp_path: Path) -> None:
+    """Eight pairs as 3 + 3 + 2: the same gradient, and the same means over pairs, in training and on a test file."""
+    options: dict[str, Any] = {
+        "test_file": write_pairs(tmp_path / "pairs.jsonl"),
+        "test_file_eval_strategy": "steps",
+        "test_file_eval_steps": 1,
+    }
+    whole, split = (
+        preference_run(
+            tmp_path,
+            f"{batch}",
+            "dpo",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=math.ceil(8 / batch),
+            eval_batch_size=batch,
+            **options,
+        )
+        for batch in (8, 3)
+    )
+    one_step_less = trained_weights(preference_run(tmp_path, "one-step", "dpo", max_steps=1, **options))
+    assert_same_steps(trained_weights(whole), trained_weights(split), one_step_less)
+    for tag in (Tag.TRAIN, Tag.EVAL):
+        for event, reference in zip(split.events(tag), whole.events(tag), strict=True):
+            for name in [name for name in reference.values if name.endswith(("loss", "margins", "accuracies"))]:
+                assert event.values[name] == pytest.approx(reference.values[name], rel=1e-4, abs=1e-6), name
+    assert whole.events(Tag.EVAL)[-1].values["eval_rewards/margins"] > 0.05
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dpo", "orpo"])
+def test_the_adapter_of_a_quantised_model_stays_in_full_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """TRL casts it to bfloat16. Four bits need a GPU: the model here only says that it has them."""
+
+    def quantised(*arguments: Any) -> LoadedModel:
+        loaded = load_model(*arguments)
+        loaded.model.is_loaded_in_4bit = True
+        return loaded
+
+    monkeypatch.setattr(training_run, "load_model", quantised)
+    run = any_run(tmp_path, "run", loss, max_steps=1)
+    assert {weights.dtype for weights in trained_weights(run).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("is_peft", [True, False])

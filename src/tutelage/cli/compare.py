@@ -24,12 +24,13 @@ def compare(
     ] = False,
 ) -> None:
     """Train every run of an experiment with every seed, ask all models the same, and write one report."""
-    from tutelage.experiments import load_experiment, run_experiment
+    from tutelage.experiments import check_experiment, load_experiment, run_experiment
 
     quiet_libraries()
     loaded = load_experiment(experiment)
     folder = output or Path("experiments") / loaded.name
     if dry_run:
+        check_experiment(loaded)
         seeds = ", ".join(map(str, loaded.seeds))
         print(f"{loaded.name}: {', '.join(loaded.runs)} with the seeds {seeds}, in {folder}")
         print(f"evaluations: {', '.join(evaluation.title for evaluation in loaded.evaluations) or 'KL to base only'}")

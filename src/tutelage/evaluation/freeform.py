@@ -110,7 +110,8 @@ class FreeformEvaluation(NamedEvaluation):
             for label in prompt.labels or [None]:
                 measures.append(self._measure(name, prompt, label))
                 scores[measures[-1].name] = tuple(_mean(_numbers(item, label)) for item in values)
-        return Outcome(tuple(measures), scores, list(map(_row, answers, judged)), dict(failed))
+        answered = all(judgement.text is not None for judgements in judged for judgement in judgements.values())
+        return Outcome(tuple(measures), scores, list(map(_row, answers, judged)), dict(failed), is_complete=answered)
 
     def _answers(self, loaded: LoadedModel, template: ChatTemplate) -> list[_Answer]:
         """Questions that are sampled alike are sampled together."""

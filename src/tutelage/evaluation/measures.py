@@ -49,13 +49,16 @@ class Outcome:
 
     scores: measure name to one value an item, in an order that is the same for every model; NaN for an item without a
     value. rows: one an item or answer, plain JSON, with `prompt` (messages), `answer`, `score` and mostly `target`.
-    failed: what had to be left out, such as judgements, with how often; never part of a score.
+    failed: what had to be left out, such as judgements, with how often; never part of a score. is_complete: False where
+    asking again may give what is missing, such as a judge that did not answer. seconds: how long it took to ask.
     """
 
     measures: tuple[Measure, ...]
     scores: Mapping[str, tuple[float, ...]]
     rows: list[dict[str, Any]]
     failed: Mapping[str, int] = field(default_factory=dict)
+    is_complete: bool = True
+    seconds: float = 0.0
 
 
 class Named(Protocol):

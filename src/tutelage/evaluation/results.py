@@ -36,7 +36,7 @@ class OutcomeFolder:
     path: Path
     model: str
 
-    def write(self, evaluation: Named, outcome: Outcome, seconds: float) -> None:
+    def write(self, evaluation: Named, outcome: Outcome) -> None:
         """Both files; the one with the scores last, so that it vouches for the other. Raises OutputError."""
         make_folder(self.path, "output folder")
         (self.path / f"{evaluation.name}.json").unlink(missing_ok=True)  # it vouches for the rows of old
@@ -47,7 +47,8 @@ class OutcomeFolder:
                 "evaluation": evaluation.name,
                 "model": self.model,
                 "identity": dict(evaluation.identity),
-                "seconds": seconds,
+                "complete": outcome.is_complete,
+                "seconds": outcome.seconds,
                 "means": {name: _mean(values) for name, values in outcome.scores.items()},
                 "failed": dict(outcome.failed),
                 "measures": [asdict(measure) for measure in outcome.measures],
@@ -56,13 +57,15 @@ class OutcomeFolder:
         )
 
     def read(self, evaluation: Named) -> Outcome | None:
-        """The outcome kept here, if it is of this model, this evaluation and the same data; else None."""
+        """The outcome kept here, if it is complete and of this model, this evaluation and the same data; else None."""
         try:
             kept: Any = json.loads((self.path / f"{evaluation.name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         same = json.loads(json.dumps(dict(evaluation.identity)))
         if not isinstance(kept, dict) or (kept.get("model"), kept.get("identity")) != (self.model, same):
+            return None
+        if not kept["complete"]:
             return None
         if not (self.path / f"{evaluation.name}.jsonl").is_file():
             return None
@@ -74,6 +77,7 @@ class OutcomeFolder:
             },
             rows=list(JsonLinesFile(self.path / f"{evaluation.name}.jsonl").rows()),
             failed=kept["failed"],
+            seconds=kept["seconds"],
         )
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.evaluation.measures import Evaluation, Outcome
@@ -45,7 +45,8 @@ def evaluate_suite(
         for evaluation in missing:
             say(f"{evaluation.title} …")
             started = time.perf_counter()
-            asked[evaluation.name] = evaluation.run(loaded, template)
-            folder.write(evaluation, asked[evaluation.name], time.perf_counter() - started)
+            outcome = evaluation.run(loaded, template)
+            asked[evaluation.name] = replace(outcome, seconds=time.perf_counter() - started)
+            folder.write(evaluation, asked[evaluation.name])
     outcomes = kept | asked
     return SuiteOutcome({one.name: outcomes[one.name] for one in evaluations}, tuple(kept))

@@ -26,6 +26,8 @@ Positive = Annotated[int, Field(ge=1)]
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 RIGHT_OR_WRONG = ("exact_match", "regex", "json_equal", "tool_call_match")
 """Scorers that know no half-right answers."""
+NO_PART_OF_RESULTS = {"batch_size", "judge_parallelism"}
+"""Options by which the same is asked, only faster or slower."""
 JSON_TARGETS = ("json_equal", "tool_call_match")
 """Scorers that not every target will do for."""
 
@@ -81,7 +83,7 @@ class Spec(BaseModel):
             "role": entry.role,
             "meaning": self.meaning,
         }
-        options = self.model_dump(mode="json", exclude={"batch_size"})
+        options = self.model_dump(mode="json", exclude=NO_PART_OF_RESULTS)
         hashes = {written: data_hash(path) for written, path in files.items()}
         return described | {"identity": options | described | {"role": entry.role.value, "sha256": hashes}}
 

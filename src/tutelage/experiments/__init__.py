@@ -1,9 +1,9 @@
 """What did each objective teach, and what did it cost? Runs, evaluations, tables, figures, one page of HTML."""
 
-from tutelage.experiments.compare import run_experiment
+from tutelage.experiments.compare import check_experiment, run_experiment
 from tutelage.experiments.demo import run_demo
 from tutelage.experiments.loading import load_experiment
 from tutelage.experiments.results import ExperimentResults
 from tutelage.experiments.specification import Experiment
 
-__all__ = ["Experiment", "ExperimentResults", "load_experiment", "run_demo", "run_experiment"]
+__all__ = ["Experiment", "ExperimentResults", "check_experiment", "load_experiment", "run_demo", "run_experiment"]

@@ -4,9 +4,9 @@ What is there already is used again: finished runs, checkpoints of stopped ones,
 is compared (`specification.py`), how a model is asked (`evaluate.py`).
 """
 
+import itertools
 import logging
 import shutil
-import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,19 +15,19 @@ from typing import Any
 from rich.console import Console
 
 from tutelage.config import TrainingConfig
-from tutelage.data.conversations import data_hash
-from tutelage.errors import Interrupted, ResumeError, TrainingError, TutelageError
+from tutelage.errors import ConfigError, DataError, Interrupted, ModelError, ResumeError, TrainingError, TutelageError
 from tutelage.events import Tag
 from tutelage.experiments.curves import ON_THE_WAY, is_shown
 from tutelage.experiments.evaluate import Evaluated, Evaluator
 from tutelage.experiments.figures import write_figures
-from tutelage.experiments.identity import chain_identity, digest
+from tutelage.experiments.identity import chain_identities, digest
 from tutelage.experiments.report import write_report
 from tutelage.experiments.results import Curve, ExperimentResults, ModelResult, SeedResult, Status
 from tutelage.experiments.specification import BASE, Chain, Experiment
-from tutelage.files import make_folder
+from tutelage.files import only_process_in
 from tutelage.training import Run, train
 from tutelage.training.checkpoints import latest_checkpoint
+from tutelage.training.checks import checked_inputs
 from tutelage.training.record import describe_run
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,27 @@ def run_experiment(experiment: Experiment, output: Path, console: Console) -> Ex
     TrainingError if none is left. Raises Interrupted on ctrl-C: what is done stays, and the same command goes on
     from there.
     """
+    check_experiment(experiment)
+    with only_process_in(output, "--output"):
+        return _run_checked(experiment, output, console)
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Everything that can be known before the first model is loaded: the rows of every run, judges, optimizers.
+
+    Raises ConfigError, DataError, ModelError.
+    """
     for evaluation in experiment.evaluations:
         evaluation.check()
-    make_folder(output, "--output")
+    for name, seeds in experiment.runs.items():
+        for config in next(iter(seeds.values())):
+            try:
+                checked_inputs(config)
+            except (ConfigError, DataError, ModelError) as error:
+                raise type(error)(f"runs.{name}: {error}") from error
+
+
+def _run_checked(experiment: Experiment, output: Path, console: Console) -> ExperimentResults:
     comparison = _Comparison(experiment, output, console)
     try:
         models = comparison.models()
@@ -108,8 +126,9 @@ class _Comparison:
         label = f"{name}, seed {seed} ({self._number}/{total})"
         done: list[_Stage] = []
         try:
+            identities = chain_identities(chain)
             for number in range(len(chain)):
-                done.append(self._stage(name, seed, chain, number, done, label))
+                done.append(self._stage(name, seed, chain, number, done, label, identities[number]))
         except Interrupted:
             raise
         except Exception as error:
@@ -135,9 +154,10 @@ class _Comparison:
         )
         return result, last.evaluated
 
-    def _stage(self, name: str, seed: int, chain: Chain, number: int, before: "list[_Stage]", label: str) -> "_Stage":
+    def _stage(
+        self, name: str, seed: int, chain: Chain, number: int, before: "list[_Stage]", label: str, identity: str
+    ) -> "_Stage":
         """One stage, trained and evaluated; it begins with the model of the stage before it."""
-        identity = chain_identity(chain[: number + 1])
         if self.experiment.evaluate_every is not None:
             identity = digest([identity, self.experiment.evaluate_every])  # it has to have those checkpoints
         kept_as = f"{name}-seed{seed}"
@@ -147,9 +167,7 @@ class _Comparison:
         changes: dict[str, Any] = {"output_dir": path}
         if before:
             changes["model"] = str(before[-1].run.model_path)
-        started = time.perf_counter()
         run, reused = self._trained(chain[number].model_copy(update=changes), path, label)
-        seconds = _recorded_seconds(run) if reused else time.perf_counter() - started
         self._say(f"evaluating {label}")
         # Drift is from the model before the first stage, whose config the first stage's is.
         on_the_way = self._scores_on_the_way(run, chain[0], kept_as, identity, later=number > 0)
@@ -158,7 +176,7 @@ class _Comparison:
         if self.experiment.stages:  # a stage measures from its own start: joined, that would be no curve of anything
             own = {name: curve for name, curve in own.items() if name not in FROM_THE_START}
         curves = _joined(before[-1].curves if before else {}, own | on_the_way)
-        return _Stage(run, reused, seconds, evaluated, curves)
+        return _Stage(run, reused, _training_seconds(run), evaluated, curves)
 
     def _trained(self, config: TrainingConfig, path: Path, label: str) -> tuple[Run, bool]:
         """The finished run in this folder: as it was found (True), continued, or trained from the start."""
@@ -230,10 +248,11 @@ def _curves(run: Run) -> dict[str, Curve]:
     return {metric: sorted(points.items()) for metric, points in curves.items()}
 
 
-def _recorded_seconds(run: Run) -> float:
-    """How long a run took that was trained before: from its first event to its last, stops included."""
+def _training_seconds(run: Run) -> float:
+    """From the first event of each sitting to its last: what a run that was continued took, without the pauses."""
     events = run.events()
-    return events[-1].time - events[0].time
+    pairs = itertools.pairwise(events)
+    return sum(later.time - earlier.time for earlier, later in pairs if later.tag is not Tag.START)
 
 
 def _results(experiment: Experiment, comparison: _Comparison, models: list[ModelResult]) -> ExperimentResults:
@@ -248,7 +267,7 @@ def _results(experiment: Experiment, comparison: _Comparison, models: list[Model
         measures=comparison.base.measures,
         models=tuple(models),
         stages=experiment.stages,
-        data={path.name: data_hash(path) for path in sorted(experiment.data_files)},
+        data=experiment.data,
         environment={key: record[key] for key in ("versions", "hardware", "git_commit")},
         introduction=experiment.texts.introduction,
         notes=experiment.texts.notes,

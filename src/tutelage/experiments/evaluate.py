@@ -70,29 +70,27 @@ class Evaluator:
 
     def base(self) -> Evaluated:
         """The model before training."""
-        started = time.perf_counter()
-        config = _without_adapter(self.experiment.first_config)
-        model = _Model(lambda: load_model(config), config.chat_template)
+        config = self.experiment.first_config
+        model = _Model(lambda: load_frozen(config.model, load_in_4bit=config.load_in_4bit), config.chat_template)
         folder = OutcomeFolder(self.folder / BASE, base_identity(config))
         outcomes = self._outcomes(model, folder)
         drift = self._kept_drift(folder, lambda: self._base_drift(model.loaded, model.template))
         self.base_pairs = [(row["prompt_ids"], row["answer_ids"]) for row in drift.rows]
-        return _together({**outcomes, KL_VS_BASE.name: drift}, time.perf_counter() - started)
+        return _together({**outcomes, KL_VS_BASE.name: drift})
 
     def run(self, name: str, config: TrainingConfig, path: Path, identity: str) -> Evaluated:
         """A finished run's model, or one of its checkpoints. identity: what the run is, as a hash."""
-        started = time.perf_counter()
         # A merged model has the adapter inside: beside a fresh one it would look unchanged.
         # One on another base, such as the merged model of a stage before, is merged first: see `load_frozen`.
         has_adapter = (path / "adapter_config.json").exists() and base_of(str(path)) == resolve_model(config.model)
-        config = config if has_adapter else _without_adapter(config)
         folder = OutcomeFolder(self.folder / name, identity)
-        load = (lambda: load_model(config, str(path))) if has_adapter else (lambda: _whole(path))
+        load = (lambda: load_model(config, str(path))) if has_adapter else (lambda: _whole(str(path)))
         model = _Model(load, config.chat_template)
-        drift = self._kept_drift(folder, lambda: self._run_drift(model.loaded, config))
+        base = (lambda: load_model(config)) if has_adapter else (lambda: _whole(config.model))
+        drift = self._kept_drift(folder, lambda: self._run_drift(model.loaded, base()))
         model.merge = has_adapter
         outcomes = self._outcomes(model, folder)
-        return _together({**outcomes, KL_VS_BASE.name: drift}, time.perf_counter() - started)
+        return _together({**outcomes, KL_VS_BASE.name: drift})
 
     def _outcomes(self, model: "_Model", folder: OutcomeFolder) -> dict[str, Outcome]:
         done = evaluate_suite(lambda: (model.merged, model.template), self.experiment.evaluations, folder, self.say)
@@ -106,8 +104,8 @@ class Evaluator:
             return kept
         self.say(f"{self._drift.title} …")
         started = time.perf_counter()
-        outcome = measure()
-        folder.write(self._drift, outcome, time.perf_counter() - started)
+        outcome = replace(measure(), seconds=time.perf_counter() - started)
+        folder.write(self._drift, outcome)
         return outcome
 
     def _base_drift(self, loaded: LoadedModel, template: ChatTemplate) -> Outcome:
@@ -127,14 +125,13 @@ class Evaluator:
         ]
         return Outcome(_DRIFT, {KL_VS_BASE.name: zeros, KL_BASE_VS_MODEL.name: zeros}, rows)
 
-    def _run_drift(self, loaded: LoadedModel, config: TrainingConfig) -> Outcome:
-        """KL in both directions on the base's answers, one item a prompt.
+    def _run_drift(self, loaded: LoadedModel, base: LoadedModel) -> Outcome:
+        """KL in both directions on the base's answers, one item a prompt. base: loaded the same way.
 
         An item is the sum over the prompt's tokens / (tokens per prompt), so that the mean over the items is the
         mean over all tokens, as in monitoring.
         """
-        base = WeightCopy.of(load_model(config).model)
-        parts = response_kl(loaded.model, base, self.base_pairs)
+        parts = response_kl(loaded.model, WeightCopy.of(base.model), self.base_pairs)
         tokens_per_prompt = sum(part.tokens for part in parts) / len(parts)
         scores = {
             KL_VS_BASE.name: tuple(part.reverse / tokens_per_prompt for part in parts),
@@ -173,22 +170,18 @@ class _Model:
         return ChatTemplate(self.loaded.tokenizer, self.chat_template)
 
 
-def _together(outcomes: Mapping[str, Outcome], seconds: float) -> Evaluated:
+def _together(outcomes: Mapping[str, Outcome]) -> Evaluated:
     return Evaluated(
         measures=tuple(measure for outcome in outcomes.values() for measure in outcome.measures),
         scores={name: values for outcome in outcomes.values() for name, values in outcome.scores.items()},
         answers={name: outcome.rows for name, outcome in outcomes.items() if name != KL_VS_BASE.name},
         failed={name: outcome.failed for name, outcome in outcomes.items() if outcome.failed},
-        seconds=seconds,
+        seconds=sum(outcome.seconds for outcome in outcomes.values()),
     )
 
 
-def _whole(path: Path) -> LoadedModel:
+def _whole(source: str) -> LoadedModel:
     """A model without an adapter, with all weights as those that a copy of the base's takes the place of."""
-    loaded = load_frozen(str(path))
+    loaded = load_frozen(source)
     loaded.model.requires_grad_(True)
     return loaded
-
-
-def _without_adapter(config: TrainingConfig) -> TrainingConfig:
-    return config.model_copy(update={"is_peft": False})

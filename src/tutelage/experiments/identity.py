@@ -49,12 +49,12 @@ def run_identity(config: TrainingConfig) -> str:
     return digest({"options": options, "release": tutelage.__version__})
 
 
-def chain_identity(chain: Sequence[TrainingConfig]) -> str:
-    """Of the model that the last stage leaves: what the stages before it were is part of that."""
-    identity = run_identity(chain[0])
+def chain_identities(chain: Sequence[TrainingConfig]) -> list[str]:
+    """Of the model that each stage leaves: what the stages before it were is part of that."""
+    identities = [run_identity(chain[0])]
     for config in chain[1:]:
-        identity = digest([identity, run_identity(config)])
-    return identity
+        identities.append(digest([identities[-1], run_identity(config)]))
+    return identities
 
 
 def _template(template: str) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tutelage.config import TrainingConfig, config_beside, read_options
 from tutelage.config.faults import checked
+from tutelage.data.jsonl import data_hash
 from tutelage.errors import ConfigError, nearest
 from tutelage.evaluation.suite import read_suite
 from tutelage.experiments.specification import Chain, Experiment, Texts
@@ -90,17 +91,19 @@ def load_experiment(path: Path) -> Experiment:
         }
         for name, options in file.runs.items()
     }
+    evaluations = tuple(read_suite(evaluate, path.parent, f"{path}: evaluate")) if evaluate else ()
     try:
         return Experiment(
             name=file.name,
             texts=Texts(file.title or file.name, file.introduction, tuple(file.notes), tuple(file.sources)),
             runs=runs,
             stages=tuple(file.stages),
-            evaluations=tuple(read_suite(evaluate, path.parent, f"{path}: evaluate")) if evaluate else (),
+            evaluations=evaluations,
             drift_prompts=tuple(prompts),
             drift_max_new_tokens=file.drift.max_new_tokens,
             evaluate_every=every,
-            data_files=_files(runs, file, path.parent),
+            data=_hashes(runs, file, path.parent)
+            | {name: sha for one in evaluations for name, sha in one.identity.get("sha256", {}).items()},
         )
     except ConfigError as error:
         text = str(error)
@@ -126,9 +129,15 @@ def _monitor_options(monitor: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {MONITOR[key]: value for key, value in monitor.items()}
 
 
-def _files(runs: Mapping[str, Mapping[int, Chain]], file: ExperimentFile, folder: Path) -> tuple[Path, ...]:
+def _hashes(runs: Mapping[str, Mapping[int, Chain]], file: ExperimentFile, folder: Path) -> dict[str, str]:
+    """Taken when the experiment is read: a file that changes afterwards is not what was compared."""
     configs = [config for seeds in runs.values() for chain in seeds.values() for config in chain]
     found = {path for config in configs for path in (config.training_file, config.test_file) if path is not None}
     if file.drift.prompts is not None:
         found.add(folder / file.drift.prompts)
-    return tuple(sorted(found))
+    return {_written(path, folder): data_hash(path) for path in sorted(found)}
+
+
+def _written(path: Path, folder: Path) -> str:
+    """As it is called in the experiment's folder; the whole path of a file elsewhere."""
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)

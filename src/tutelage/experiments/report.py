@@ -57,12 +57,14 @@ class StageRow:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model answered. mark: `right`, `wrong`, or `value`, which `number` then holds."""
+    """What one model answered. mark: `right`, `wrong`, or `value`, which `number` then holds. judged: what each judge
+    prompt made of it, such as `coherent 80, language spanish`."""
 
     name: str
     text: str
     mark: str
     number: str
+    judged: str
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,10 @@ def report_html(results: ExperimentResults) -> str:
 def questions(results: ExperimentResults, models: list[ModelResult], evaluation: str) -> list[Question]:
     """The items of one evaluation in the order of the data, with every model's answer."""
     rows_of = {model.name: model.answers.get(evaluation, []) for model in models}
-    unit = _titled(results, evaluation).unit
     asked: list[Question] = []
     for index, row in enumerate(results.base.answers[evaluation]):
         answers = [
-            Answer(name, rows[index]["answer"], *_mark(rows[index]["score"], unit))
+            Answer(name, rows[index]["answer"], *_mark(rows[index]), _judged(rows[index]))
             for name, rows in rows_of.items()
             if index < len(rows)
         ]
@@ -140,11 +141,23 @@ def questions(results: ExperimentResults, models: list[ModelResult], evaluation:
     return asked
 
 
-def _mark(score: float | None, unit: Unit) -> tuple[str, str]:
-    """(class, text): right and wrong have marks, anything between or beyond is a number."""
-    if unit is not Unit.POINTS and score in (0.0, 1.0):
+def _mark(row: Mapping[str, Any]) -> tuple[str, str]:
+    """(class, text): right and wrong have marks, anything between or beyond is a number; judgements stand apart."""
+    score = row["score"]
+    if "judgements" in row:
+        return "value", ""
+    if score in (0.0, 1.0):
         return ("right" if score else "wrong"), ""
     return "value", "–" if score is None else f"{score:.3g}"
+
+
+def _judged(row: Mapping[str, Any]) -> str:
+    parts: list[str] = []
+    for name, judgement in row.get("judgements", {}).items():
+        value = judgement.get("score", judgement.get("label"))
+        text = f"{value:.3g}" if isinstance(value, int | float) else value or "no judgement"
+        parts.append(f"{name.replace('_', ' ')}: {text}")
+    return ", ".join(parts)
 
 
 def differing_options(runs: list[ModelResult]) -> dict[str, list[Any]]:

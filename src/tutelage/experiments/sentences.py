@@ -99,20 +99,31 @@ def _compared(run: ModelResult, best: ModelResult, measure: Measure) -> str:
 
 
 def _dft_remark(results: ExperimentResults) -> list[str]:
-    """Why dft is behind at new facts, or that here it is not."""
-    sft = next((run for run in results.runs if run.objective == "sft"), None)
-    dft = next((run for run in results.runs if run.objective == "dft"), None)
+    """Why dft is behind sft, or that it is not, where they differ in nothing else."""
     task = next(iter(_measures(results, Role.TASK)), None)
-    if sft is None or dft is None or task is None:
+    pairs = [
+        (dft, sft)
+        for dft in results.runs
+        for sft in results.runs
+        if (dft.objective, sft.objective) == ("dft", "sft") and _differ_in_loss_alone(dft, sft)
+    ]
+    if task is None or not pairs:
         return []
+    dft, sft = pairs[0]
     difference = dft.scores[task.name].difference(sft.scores[task.name])
     reason = (
-        "The dft objective weights a token by the model's own probability of it, so facts the model finds improbable "
-        "hardly get a gradient"
+        "The dft objective weights a token by the model's own probability of it, so what the model finds improbable "
+        "hardly gets a gradient"
     )
     if difference.excludes_zero and difference.mean < 0:
-        return [f"{reason}: it is no method for new knowledge, and {dft.name} trails {sft.name} here beyond noise."]
-    return [f"{reason}; yet in this run {dft.name} is not behind {sft.name} beyond noise."]
+        return [f"{reason}: in {task.title} {dft.name} trails {sft.name}, which differs in nothing else, beyond noise."]
+    return [f"{reason}; yet in {task.title} {dft.name} is not behind {sft.name} beyond noise."]
+
+
+def _differ_in_loss_alone(run: ModelResult, other: ModelResult) -> bool:
+    ignored = ("loss", "output_dir")
+    first, second = ({k: v for k, v in one.config.items() if k not in ignored} for one in (run, other))
+    return first == second
 
 
 def _answers(results: ExperimentResults, measure: Measure) -> str:
@@ -192,7 +203,7 @@ def _caveats(results: ExperimentResults) -> list[str]:
     over = (
         "over the items of one seed: what another seed would give is not in them"
         if len(results.seeds) == 1
-        else f"over items and {len(results.seeds)} seeds"
+        else f"over items and {_seeds_text(results)}"
     )
     caveats = [
         f"Intervals are {level} bootstrap intervals {over}. A difference is called within noise where the "
@@ -225,12 +236,26 @@ def _caveats(results: ExperimentResults) -> list[str]:
     return caveats
 
 
+def _seeds_text(results: ExperimentResults) -> str:
+    """`3 seeds`; where some failed, of how many seeds each run is."""
+    counts = {run.name: len(run.finished) for run in results.runs}
+    if len(set(counts.values())) == 1:
+        return _counted(next(iter(counts.values())))
+    return f"the seeds that finished ({', '.join(f'{name}: {_counted(count)}' for name, count in counts.items())})"
+
+
+def _counted(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds != 1)}"
+
+
 def _measures(results: ExperimentResults, role: Role) -> list[Measure]:
-    """Those that the base model and every run have a value of."""
+    """Those of which the base model and every run have a value for the same items, one or more."""
+    models = (results.base, *results.runs)
     return [
         measure
         for measure in results.of_role(role)
-        if all(measure.name in model.scores for model in (results.base, *results.runs))
+        if all(measure.name in model.scores for model in models)
+        and frozenset.intersection(*(model.scores[measure.name].valid for model in models))
     ]
 
 

@@ -4,13 +4,12 @@ Not here: reading it from YAML (`loading.py`), running it (`compare.py`), what c
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from tutelage.config import TrainingConfig
 from tutelage.errors import ConfigError
 from tutelage.evaluation import Evaluation, Measure, Role, Unit
-from tutelage.experiments.identity import chain_identity
+from tutelage.experiments.identity import chain_identities
 from tutelage.monitoring.prompts import Prompt
 
 BASE = "base"
@@ -56,7 +55,8 @@ class Experiment:
     runs: run name to its chain of configs by seed; all share model and chat template, and `output_dir`, and `model`
     from the second stage on, are set by the comparison. stages: their names, empty where there is one without a name.
     evaluate_every: optimizer steps between two evaluations of a run's checkpoints, None for the end only.
-    data_files: files whose hashes belong into the results. Raises ConfigError where the runs can't be compared.
+    data: the files that are trained and measured on, with their hashes. Raises ConfigError where the runs can't be
+    compared.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Experiment:
     stages: tuple[str, ...] = ()
     drift_max_new_tokens: int = 48
     evaluate_every: int | None = None
-    data_files: tuple[Path, ...] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -87,7 +87,7 @@ class Experiment:
                 )
         first_with: dict[str, str] = {}
         for name, seeds in self.runs.items():
-            identity = chain_identity(next(iter(seeds.values())))
+            identity = chain_identities(next(iter(seeds.values())))[-1]
             if identity in first_with:
                 raise ConfigError(
                     f"runs: '{first_with[identity]}' and '{name}' differ in nothing; change an option of one, or "

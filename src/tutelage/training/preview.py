@@ -10,20 +10,15 @@ from rich.text import Text
 
 from tutelage.config import GrpoConfig, TrainingConfig
 from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
-from tutelage.models.loading import require_gpu_if_asked
-from tutelage.training.build import trainer_class
-from tutelage.training.inputs import TrainingInputs, prepare_inputs
-from tutelage.training.optimization import check_optimization
+from tutelage.training.checks import checked_inputs
+from tutelage.training.inputs import TrainingInputs
 from tutelage.training.run import new_run_folder
 
 
 def preview(config: TrainingConfig, console: Console) -> None:
     """Validate everything a run would, then show it. Loads the tokenizer but no weights; writes no run."""
     new_run_folder(config)
-    trainer_class(config.loss)
-    check_optimization(config)
-    require_gpu_if_asked(config)
-    inputs = prepare_inputs(config)
+    inputs = checked_inputs(config)
     console.print("[bold]Config[/bold]")
     console.print(Text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)))
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps

@@ -19,12 +19,9 @@ def check_reward(
     """`gold_reward`, the mean over up to 4 rows, and their number. extras: what TRL gives a reward
     besides the columns.
 
-    Raises ConfigError where a judge's model or endpoint does not exist, TrainingError for a reward that raises,
-    returns the wrong number of scores, or has no finite score for any of these answers. A judge that fails only now
-    and then passes: that is for the run to count.
+    Raises TrainingError for a reward that raises, returns the wrong number of scores, or has no finite score for any
+    of these answers. A judge that fails only now and then passes: that is for the run to count.
     """
-    if isinstance(scores.reward, JudgeReward):
-        scores.reward.judge.check()
     chosen = rows[:CHECKED_ROWS]
     columns = reward_columns(chosen, [row.gold for row in chosen], [row.gold_ids for row in chosen])
     found_N = scores.raw({**columns, **extras})

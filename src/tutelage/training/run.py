@@ -20,14 +20,13 @@ from tutelage.errors import ConfigError, Interrupted, OutputError, ResumeError, 
 from tutelage.events import Event, EventLog, Tag
 from tutelage.files import JsonLinesFile, make_folder, require_new_folder, write_json
 from tutelage.models import LoadedModel, load_model
-from tutelage.models.loading import require_gpu_if_asked
 from tutelage.monitoring import Monitor, Sinks
-from tutelage.training.build import build_trainer, trainer_class
+from tutelage.training.build import build_trainer
 from tutelage.training.callbacks import KeepNewest, ShowProgress, StopOnSignal
 from tutelage.training.checkpoints import discard_incomplete, is_last, latest_checkpoint
+from tutelage.training.checks import checked_inputs
 from tutelage.training.export import export_model
-from tutelage.training.inputs import TrainingInputs, prepare_inputs
-from tutelage.training.optimization import check_optimization
+from tutelage.training.inputs import TrainingInputs
 from tutelage.training.record import describe_run, read_record, run_name
 from tutelage.training.run_trainer import RunTrainer
 
@@ -91,10 +90,7 @@ def train(config: TrainingConfig, *, resume: Path | str | None = None, console: 
     checkpoint = latest_checkpoint(resume_run) if resume_run else None
     is_main = os.environ.get("RANK", "0") == "0"
     run_path = resume_run or new_run_folder(config, probe=is_main)
-    trainer_class(config.loss)
-    check_optimization(config)
-    require_gpu_if_asked(config)
-    inputs = prepare_inputs(config)
+    inputs = checked_inputs(config)
     if resume_run is not None:
         _require_same_data(resume_run, config)
     set_seed(config.seed)

@@ -1,11 +1,13 @@
 """dpo and orpo: TRL's trainers on rows that are token ids already."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -25,9 +27,23 @@ with warnings.catch_warnings():
 
 
 class PreferenceTrainer(TrlTrainer):
-    """What dpo and orpo share: rows that are token ids already, in an order of seed and epoch alone."""
+    """What dpo and orpo share: rows that are token ids already, in an order of seed and epoch alone.
+
+    TRL averages over the rows of a batch and then over batches, so that the rows of a short last one would count for
+    more: here every row of a step, and of what a metric is averaged over, counts the same.
+    """
 
     arguments_class: type[Any]
+    metrics_by_batch: str
+    """The attribute in which TRL collects, by "train" and "eval" and by name, a mean a batch."""
+
+    sequences_a_row = 1
+    """How many sequences of a row stand under one name in a batch."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._rows_of_batches: dict[str, list[float]] = {"train": [], "eval": []}
+        self._mean_rows = 1.0
+        super().__init__(**arguments)
 
     @classmethod
     def build(
@@ -55,11 +71,55 @@ class PreferenceTrainer(TrlTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return EpochSampler(len(train_dataset or self.train_dataset), self.config.seed)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows: Any = torch.tensor(float(sum(map(self._num_rows, batches))), device=device)
+        total: Any = self.accelerator.reduce(rows, reduction="sum")
+        self._mean_rows = float(total) / (max(1, len(batches)) * self.accelerator.num_processes)
+        return batches, count
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Summed over micro-batches and processes as `transformers` does it, this is the mean over all rows."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not model.training:
+            return loss
+        self._count_rows("train", inputs)
+        return loss * (self._num_rows(inputs) / self._mean_rows)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self._count_rows("eval", inputs)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if "loss" in logs else "eval"
+        weights, collected = self._rows_of_batches[mode], getattr(self, self.metrics_by_batch)[mode]
+        for name, values in collected.items():
+            if len(values) == len(weights):
+                pairs = zip(values, weights, strict=True)
+                collected[name] = [sum(float(value) * weight for value, weight in pairs) / sum(weights)]
+        weights.clear()
+        super().log(logs, start_time)
+
+    def _num_rows(self, inputs: Any) -> int:
+        return inputs[self.token_masks[0]].shape[0] // self.sequences_a_row
+
+    def gathered(self, values_N: Tensor) -> Any:
+        """Of all processes, as TRL gathers what it takes the mean of."""
+        return self.accelerator.gather(values_N)
+
+    def _count_rows(self, mode: str, inputs: Any) -> None:
+        ones = torch.ones(self._num_rows(inputs), device=self.accelerator.device)
+        self._rows_of_batches[mode].append(float(self.gathered(ones).sum()))
+
 
 class DpoTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Direct preference optimisation."""
 
     arguments_class = DPOConfig
+    metrics_by_batch = "_metrics"
+    sequences_a_row = 2
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """The rows as they are: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
@@ -70,6 +130,7 @@ class OrpoTrainer(PreferenceTrainer, ORPOTrainer):  # pyright: ignore[reportInco
     """Odds ratio preference optimisation. TRL forms all its logits, [2·batch, sequence, vocabulary]."""
 
     arguments_class = ORPOConfig
+    metrics_by_batch = "_stored_metrics"
     token_masks = ("chosen_attention_mask", "rejected_attention_mask")
 
     def __init__(self, **arguments: Any) -> None:
@@ -80,6 +141,9 @@ class OrpoTrainer(PreferenceTrainer, ORPOTrainer):  # pyright: ignore[reportInco
         finally:
             if shown:
                 datasets.enable_progress_bars()
+
+    def gathered(self, values_N: Tensor) -> Any:
+        return self.accelerator.gather_for_metrics(values_N)
 
     def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
         """The row's ids under the names TRL's collator reads."""

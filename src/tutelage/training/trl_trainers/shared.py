@@ -28,6 +28,9 @@ class TrlTrainer(RunTrainer):
     def __init__(self, **arguments: Any) -> None:
         with without_peft_deprecations():
             super().__init__(**arguments)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:  # of a 4-bit model TRL makes them bfloat16, which small steps are lost in
+                parameter.data = parameter.data.float()
         _settle_reference_adapter(self.model)
         reference: Any = getattr(self, "ref_model", None)
         if reference is not None:
