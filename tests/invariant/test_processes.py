@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from tests.invariant.test_batch_split import assert_same_steps
 from tests.small_runs import ROWS, assert_same_bits, run_small, small_config, trained_weights, write_rows
+from tests.trl_runs import any_run
 from tutelage import Run
 from tutelage.config import TrainingConfig
 from tutelage.events import Tag
@@ -106,6 +107,21 @@ def test_two_processes_equal_one(tmp_path: Path, loss: str) -> None:
         if not (name := path.relative_to(one.path).as_posix()).startswith("checkpoint-")
     }
     assert "checkpoint-2/complete" in files
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dpo"])
+def test_two_processes_equal_one_in_trl_s_trainers(tmp_path: Path, loss: str) -> None:
+    """Steps that fill both processes; orpo averages its NLL over the tokens of each process, in TRL."""
+    options: dict[str, Any] = {"learning_rate": 0.05}
+    one = any_run(tmp_path, "one", loss, **options)
+    one_step_less = any_run(tmp_path, "one-step", loss, **options, max_steps=1)
+    config = one.config.model_copy(update={"output_dir": tmp_path / "two", "per_device_train_batch_size": 4})
+    two = run_in_two_processes(tmp_path, config)
+
+    assert_same_steps(trained_weights(one), trained_weights(two), trained_weights(one_step_less))
+    for event, reference in zip(two.events(Tag.TRAIN), one.events(Tag.TRAIN), strict=True):
+        for name in ("loss", "reward", "reward_std", "unscored") if loss == "grpo" else ("loss", "rewards/margins"):
+            assert event.values[name] == pytest.approx(reference.values[name], rel=1e-4, abs=1e-6), name
 
 
 def test_two_processes_resume_where_they_were(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Models and tokenizers from a Hub id, a folder, an adapter folder or a GGUF file. Not here: the run's config rules."""
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -10,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from tutelage.config import TrainingConfig
+from tutelage.data.jsonl import data_hash
 from tutelage.errors import ModelError, OutputError
 from tutelage.models.head import attach_head
 
@@ -256,8 +257,7 @@ def _convert_gguf(path: Path) -> Path:
     looks finished.
     """
     stat = path.stat()
-    identity = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = cache_folder() / "models" / f"{path.stem}-{identity}"
+    target = cache_folder() / "models" / f"{path.stem}-{_content_of(path, stat.st_size, stat.st_mtime_ns)[:12]}"
     if target.exists():
         return target
     try:
@@ -279,6 +279,13 @@ def _convert_gguf(path: Path) -> Path:
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     return target
+
+
+@cache
+def _content_of(path: Path, size: int, modified: int) -> str:
+    """SHA-256 of the file, so that each environment it is installed in uses the one conversion; read again when its
+    size or date changes."""
+    return data_hash(path)
 
 
 def _write_safetensors(path: Path, folder: Path) -> None:
