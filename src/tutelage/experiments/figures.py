@@ -4,6 +4,7 @@ Not here: curves over the steps (`curves.py`), colours (`figure_style.py`), the 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tutelage.experiments.figure_style import (
     styled,
 )
 from tutelage.experiments.results import ExperimentResults, ModelResult, Score
-from tutelage.experiments.sentences import level_text
+from tutelage.experiments.sentences import joined, level_text
 from tutelage.experiments.specification import BASE
 from tutelage.files import write_bytes
 
@@ -45,31 +46,67 @@ def write_figures(results: ExperimentResults, folder: Path) -> None:
 def tradeoff_figure(results: ExperimentResults, theme: Theme) -> Figure:
     """New knowledge against what was kept of the prior capability, and against KL to base, with intervals."""
     known = results.base.scores
-    task = [measure for measure in results.of_role(Role.TASK) if measure.higher_is_better]
-    task = [measure for measure in task if measure.unit is task[0].unit][:2]
+    learned = _learned(results)
     prior = [measure for measure in results.of_role(Role.PRIOR) if measure.name in known][:1]
     across = [*prior, results.measure("kl_vs_base")]
     figure = new_figure((5.6 * len(across) + 1.0, 4.8), theme)
     for axes, measure in zip(figure.subplots(1, len(across), squeeze=False).flat, across, strict=True):
-        _draw_tradeoff(axes, results, task, measure, theme)
-    kinds = [f"filled: {task[0].title}", *(f"hollow: {measure.title}" for measure in task[1:])] if task else []
+        _draw_tradeoff(axes, results, learned, measure, theme)
+    kinds = [f"{filling}: {one.title}" for filling, one in zip(("filled", "hollow"), learned, strict=False)]
     level = level_text(results.base.scores["kl_vs_base"].interval)
     figure.text(0.99, 0.01, "; ".join([*kinds, f"bars: {level} intervals"]), ha="right", color=theme.ink, fontsize=8)
     return figure
 
 
-def _draw_tradeoff(axes: Any, results: ExperimentResults, task: list[Measure], across: Measure, theme: Theme) -> None:
-    """The first task measure filled, the second hollow; better is up, and right of the base or left at its 0."""
+@dataclass(frozen=True)
+class _Learned:
+    """New knowledge, as one measure or several together have it. scores: by model."""
+
+    title: str
+    unit: Unit
+    scores: Mapping[str, Score]
+
+
+def _learned(results: ExperimentResults) -> list[_Learned]:
+    """One or two measures of the task, each for itself; of three and more the mean over all their items."""
+    task = [measure for measure in results.of_role(Role.TASK) if measure.higher_is_better]
+    task = [measure for measure in task if measure.unit is task[0].unit]
+    groups = [[measure] for measure in task] if len(task) < 3 else [task]
+    return [
+        _Learned(joined([measure.title for measure in group]), group[0].unit, _together(results, group))
+        for group in groups
+    ]
+
+
+def _together(results: ExperimentResults, measures: list[Measure]) -> dict[str, Score]:
+    """The items of several measures side by side, of every model that has them all."""
+    names = [measure.name for measure in measures]
+    return {
+        model.name: Score(
+            tuple(
+                tuple(value for name in names for value in model.scores[name].items[seed])
+                for seed in range(len(model.finished))
+            )
+        )
+        for model in (results.base, *results.runs)
+        if all(name in model.scores for name in names)
+    }
+
+
+def _draw_tradeoff(
+    axes: Any, results: ExperimentResults, learned: list[_Learned], across: Measure, theme: Theme
+) -> None:
+    """The first kind of knowledge filled, the second hollow; better is up, and right of the base or left at its 0."""
     drawn = [model for model in (results.base, *results.runs) if across.name in model.scores]
     places: dict[str, tuple[float, float]] = {}
     for model in drawn:
-        for number, measure in reversed(list(enumerate(task))):
-            if measure.name not in model.scores:
+        for number, one in reversed(list(enumerate(learned))):
+            if model.name not in one.scores:
                 continue
             # The hollow marker is the larger one: where both are in the same place, both are seen.
             filling, size = (theme.paper, 12.0) if number > 0 else (colour_of(model), 8.0)
-            _draw_point(axes, model, model.scores[across.name], model.scores[measure.name], filling, size)
-            places[model.name] = (model.scores[across.name].mean, model.scores[measure.name].mean)
+            _draw_point(axes, model, model.scores[across.name], one.scores[model.name], filling, size)
+            places[model.name] = (model.scores[across.name].mean, one.scores[model.name].mean)
     if across.role is Role.DRIFT:
         widest = max((model.scores[across.name].interval.high for model in drawn), default=0.0)
         scale = widest if widest > 0 else 1.0
@@ -82,9 +119,9 @@ def _draw_tradeoff(axes: Any, results: ExperimentResults, task: list[Measure], a
         axes.set_title("New knowledge against prior: up and right is better", color=theme.ink, fontsize=11)
         axes.set_xlabel(f"{across.title} ({across.unit.value}; dotted: base)")
         axes.margins(x=0.18)
-    if task:
-        axes.set_ylabel(f"new knowledge ({task[0].unit.value})")
-        if task[0].unit is Unit.SHARE:
+    if learned:
+        axes.set_ylabel(f"new knowledge ({learned[0].unit.value})")
+        if learned[0].unit is Unit.SHARE:
             axes.set_ylim(-0.06, 1.08)
     _place_labels(axes, places, theme)
     style_axes(axes, theme)

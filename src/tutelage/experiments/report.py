@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from tutelage.evaluation import Measure, Role, Unit
+from tutelage.evaluation import Measure
 from tutelage.experiments.curves import panel_figure, panels_of
 from tutelage.experiments.figure_style import DARK, LIGHT, Theme, colour_of, png
 from tutelage.experiments.figures import stages_figure, tradeoff_figure
@@ -111,7 +111,7 @@ def report_html(results: ExperimentResults) -> str:
             _picture(panel.title, *(panel_figure(results, panel, theme) for theme in _THEMES))
             for panel in panels_of(results)
         ],
-        evaluations=[(_titled(results, name), questions(results, shown, name)) for name in results.base.answers],
+        evaluations=[(*_titled(results, name), questions(results, shown, name)) for name in results.base.answers],
         level=level_text(results.base.scores["kl_vs_base"].interval),
         left_out=left_out(shown),
         stages=stage_rows(results),
@@ -148,7 +148,7 @@ def _mark(row: Mapping[str, Any]) -> tuple[str, str]:
         return "value", ""
     if score in (0.0, 1.0):
         return ("right" if score else "wrong"), ""
-    return "value", "–" if score is None else f"{score:.3g}"
+    return "value", "–" if score is None else f"{score:.3g}".replace("-", "−")
 
 
 def _judged(row: Mapping[str, Any]) -> str:
@@ -187,13 +187,13 @@ def _cell(scores: Mapping[str, Score], measure: Measure) -> Cell:
     return Cell(measure, score.mean, value_text(score, measure), interval_text(score.interval, measure))
 
 
-def _titled(results: ExperimentResults, evaluation: str) -> Measure:
-    """The measure an evaluation is named after; its first one, where it has several of other names."""
-    return next(
-        (measure for measure in results.measures if measure.name == evaluation),
-        next((measure for measure in results.measures if measure.name.startswith(f"{evaluation}.")), None)
-        or Measure(evaluation, evaluation, Role.TASK, Unit.OTHER),
-    )
+def _titled(results: ExperimentResults, evaluation: str) -> tuple[str, str]:
+    """Title and meaning of an evaluation: its measure's; where it has several, what stands before their colon."""
+    own = [measure for measure in results.measures if measure.name == evaluation]
+    own = own or [measure for measure in results.measures if measure.name.startswith(f"{evaluation}.")]
+    if not own:
+        return evaluation, ""
+    return own[0].title if len(own) == 1 else own[0].title.partition(": ")[0], own[0].meaning
 
 
 def stage_rows(results: ExperimentResults) -> list[StageRow]:
