@@ -91,6 +91,28 @@ def test_dft_behind_and_not_behind() -> None:
         assert not any("objective weights" in sentence for sentence in findings(others).learned)
 
 
+def test_what_is_left_of_a_stage_is_said() -> None:
+    """sft has 32, then 12, then 12; sdft 20, then 30, then 31, which 30 is within noise of."""
+
+    def staged(name: str, *counts: int) -> ModelResult:
+        model = made_up_model(name, name, counts[-1], counts[-1], 0.1)
+        seed = model.seeds[0]
+        after = {
+            stage: {**seed.scores, "trained": right(count).items[0], "paraphrase": right(count).items[0]}
+            for stage, count in zip(("one", "two", "three"), counts, strict=True)
+        }
+        return replace(model, seeds=(replace(seed, after=after),))
+
+    results = replace(
+        made_up_results(staged("sft", 32, 12, 12), staged("dft", 31, 30, 30), staged("sdft", 20, 30, 31)),
+        stages=("one", "two", "three"),
+    )
+    assert findings(results).kept[0] == (
+        "Trained question over the stages: sft 32 of 32 after one and 12 of 32 at the end; dft 31 of 32 after one and "
+        "30 of 32 at the end (within noise); sdft 31 of 32 at the end, its most."
+    )
+
+
 def test_seeds_that_failed_are_not_counted() -> None:
     sft = made_up_seeds("sft", "sft", 30, 31, 32)
     lost = replace(sft.seeds[2], status=Status.FAILED, error="no memory", scores={})

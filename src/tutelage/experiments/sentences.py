@@ -34,7 +34,8 @@ def findings(results: ExperimentResults) -> Findings:
     learned += _dft_remark(results)
     learned += [_check(results, measure) for measure in _measures(results, Role.CHECK)]
     learned += [_answers(results, measure) for measure in _measures(results, Role.FREEFORM)]
-    kept = [_drift(results), *(_kept(results, measure) for measure in _measures(results, Role.PRIOR))]
+    kept = [_left_of(results, measure) for measure in task if results.stages]
+    kept += [_drift(results), *(_kept(results, measure) for measure in _measures(results, Role.PRIOR))]
     return Findings(learned, [sentence for sentence in kept if sentence], [*results.notes, *_caveats(results)])
 
 
@@ -150,6 +151,25 @@ def _check(results: ExperimentResults, measure: Measure) -> str:
 
 
 # --- what was kept ------------------------------------------------------------------------------------------------
+
+
+def _left_of(results: ExperimentResults, measure: Measure) -> str:
+    """How much of what a run knew best after one of its stages it still knows after the last."""
+    parts: list[str] = []
+    for run in results.runs:
+        scores = [
+            (stage, after[measure.name]) for stage in results.stages if measure.name in (after := run.after(stage))
+        ]
+        best_after, best = max(scores, key=lambda scored: scored[1].mean)
+        last = run.scores[measure.name]
+        now = f"{value_text(last, measure)} at the end"
+        if last.mean == best.mean:
+            parts.append(f"{run.name} {now}, its most")
+        else:
+            sure = bool(last.valid & best.valid) and last.difference(best).excludes_zero
+            noise = "" if sure else " (within noise)"
+            parts.append(f"{run.name} {value_text(best, measure)} after {best_after} and {now}{noise}")
+    return f"{_cap(measure.title)} over the stages: {'; '.join(parts)}."
 
 
 def _drift(results: ExperimentResults) -> str:
