@@ -45,7 +45,7 @@ def scores(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 def test_all_files_are_there(demo: tuple[Path, Any]) -> None:
     output = demo[0]
     assert {path.name for path in output.iterdir()} == {
-        *("data", "experiment.yaml", "runs", "evaluations", "report.html", "results.csv", "results.json"),
+        *(".lock", "data", "experiment.yaml", "runs", "evaluations", "report.html", "results.csv", "results.json"),
         *("tradeoff.png", "training_trajectories.png"),
     }
     runs = sorted((output / "runs").iterdir())
@@ -94,7 +94,8 @@ def test_one_step_moved_the_model(scores: dict[tuple[str, str], dict[str, Any]])
 
 def test_configs_seed_data_and_versions_are_recorded(results: dict[str, Any]) -> None:
     assert results["seeds"] == [2]
-    assert results["data"].keys() == {"train.jsonl"}
+    asked = ("train", "trained", "paraphrase", "unseen", "capitals")
+    assert results["data"].keys() == {f"data/{name}.jsonl" for name in asked}
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in results["data"].values())
     configs = {model["name"]: model["seeds"][0]["config"] for model in results["models"]}
     assert (configs["sft"]["loss"], configs["sft"]["max_steps"], configs["sft"]["seed"]) == ("sft", 1, 2)

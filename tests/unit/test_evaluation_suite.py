@@ -173,7 +173,6 @@ def test_the_identity_of_a_module_and_of_judged_questions(folder: Path):
         "judge_model": "m",
         "judge_base_url": "http://127.0.0.1:1/v1",
         "judge_timeout": 30.0,
-        "judge_parallelism": 8,
         "judge_temperature": 0.0,
         "judge_max_tokens": 256,
     }
@@ -376,6 +375,7 @@ def test_a_whole_suite_by_hand(folder: Path):
     assert written == {
         "evaluation": "test",
         "model": "hash of the model",
+        "complete": True,
         "means": {"test": 0.5},
         "failed": {},
         "measures": [
