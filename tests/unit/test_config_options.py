@@ -263,6 +263,13 @@ def test_so_do_those_that_multiply_with_the_heads_own_weight(loss: str) -> None:
     assert refusal(loss=loss, target_modules=["lm_head"]).startswith(f"target_modules: {loss} needs a head")
 
 
+def test_four_bits_need_an_adapter() -> None:
+    assert refusal(load_in_4bit=True, is_peft=False) == (
+        "load_in_4bit: weights of four bits cannot be trained themselves; set is_peft: true"
+    )
+    assert config(load_in_4bit=True).is_peft
+
+
 def test_a_judge_has_a_name() -> None:
     assert refusal(loss="grpo", grpo_reward_function="llm_judge") == (
         "grpo_reward_function 'llm_judge' asks a chat model; name it with grpo_judge_model"

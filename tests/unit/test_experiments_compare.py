@@ -203,6 +203,40 @@ def test_a_judge_that_is_not_there_stops_the_comparison_before_it_begins(tmp_pat
         run_experiment(tiny_experiment(**runs), tmp_path / "out", Console(quiet=True))
 
 
+def test_a_comparison_that_is_trained_needs_no_judge_of_its_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(compare, "checked_inputs", lambda config: asked.append(config.loss))
+    experiment = tiny_experiment(seeds=(1, 2), sft=small_config(tmp_path, "sft"))
+    run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+    assert asked == ["sft"]  # the seeds have their rows in common
+    shutil.rmtree(next((tmp_path / "out" / "runs").glob("sft-seed2-*")))
+    run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+    assert asked == ["sft", "sft"]
+    run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+    assert asked == ["sft", "sft"]
+
+
+def test_a_file_that_changes_on_the_way_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = small_config(tmp_path, "a")
+    rows = write_rows(tmp_path / "second.jsonl", ROWS[:4])
+    second = small_config(tmp_path, "b", training_file=rows)
+    real = compare.train
+
+    def changing(config: TrainingConfig, **arguments: Any) -> Run:
+        rows.write_text(rows.read_text(encoding="utf-8") + rows.read_text(encoding="utf-8"), encoding="utf-8")
+        return real(config, **arguments)
+
+    monkeypatch.setattr(compare, "train", changing)
+    chains = {"long": {7: (first, second)}, "short": {7: (first, first)}}
+    experiment = replace(tiny_experiment(sft=first), stages=("one", "two"), runs=chains)
+    results = run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+    ((failed, seed),) = results.failed
+    assert failed.name == "long"
+    assert (seed.error or "").startswith("stage two: a file it learns from or is measured on changed since it began")
+
+
 def test_two_comparisons_do_not_work_in_one_folder(tmp_path: Path) -> None:
     experiment = tiny_experiment(sft=small_config(tmp_path, "sft"))
     output = tmp_path / "out"
@@ -334,6 +368,16 @@ def test_runs_that_differ_in_nothing_are_not_compared(tmp_path: Path) -> None:
     same = small_config(tmp_path, "a")
     with pytest.raises(ConfigError, match="'one' and 'two' differ in nothing; change an option of one"):
         tiny_experiment(one=same, two=same.model_copy(update={"output_dir": tmp_path / "b", "report_to": ["wandb"]}))
+
+
+def test_four_bits_are_compared_with_four_bits(tmp_path: Path) -> None:
+    plain = small_config(tmp_path, "a")
+    quantised = plain.model_copy(update={"load_in_4bit": True})
+    with pytest.raises(ConfigError, match="load_in_4bit is true for some and false for others"):
+        tiny_experiment(a=plain, b=quantised)
+    with pytest.raises(ConfigError, match="measured against the base model; set merge_before_push: false"):
+        tiny_experiment(b=quantised.model_copy(update={"merge_before_push": True}))
+    tiny_experiment(b=quantised)
 
 
 def test_runs_of_different_models_are_not_compared(tmp_path: Path) -> None:

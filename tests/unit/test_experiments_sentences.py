@@ -15,6 +15,7 @@ from tests.made_up import (
     right,
     spread,
 )
+from tutelage.evaluation import Role
 from tutelage.experiments.report import report_html
 from tutelage.experiments.results import ModelResult, Score, Status
 from tutelage.experiments.sentences import findings, joined, number_text, value_text
@@ -111,6 +112,17 @@ def test_what_is_left_of_a_stage_is_said() -> None:
         "Trained question over the stages: sft 32 of 32 after one and 12 of 32 at the end; dft 31 of 32 after one and "
         "30 of 32 at the end (within noise); sdft 31 of 32 at the end, its most."
     )
+
+
+def test_measures_of_which_less_is_better_are_not_spoken_of_as_learned() -> None:
+    results = replace(made_up_results(), stages=("one",))
+    fewer = tuple(
+        replace(measure, higher_is_better=False) if measure.role is Role.TASK else measure
+        for measure in results.measures
+    )
+    said = findings(replace(results, measures=fewer))
+    assert not any("over the stages" in text or "objective weights" in text for text in said.all)
+    assert not any("learned most" in text for text in said.all)
 
 
 def test_seeds_that_failed_are_not_counted() -> None:

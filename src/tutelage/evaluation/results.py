@@ -65,7 +65,7 @@ class OutcomeFolder:
         same = json.loads(json.dumps(dict(evaluation.identity)))
         if not isinstance(kept, dict) or (kept.get("model"), kept.get("identity")) != (self.model, same):
             return None
-        if not kept["complete"]:
+        if not kept.get("complete"):
             return None
         if not (self.path / f"{evaluation.name}.jsonl").is_file():
             return None

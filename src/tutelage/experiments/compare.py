@@ -44,24 +44,60 @@ def run_experiment(experiment: Experiment, output: Path, console: Console) -> Ex
     TrainingError if none is left. Raises Interrupted on ctrl-C: what is done stays, and the same command goes on
     from there.
     """
-    check_experiment(experiment)
+    check_experiment(experiment, output)
     with only_process_in(output, "--output"):
         return _run_checked(experiment, output, console)
 
 
-def check_experiment(experiment: Experiment) -> None:
+def check_experiment(experiment: Experiment, output: Path | None = None) -> None:
     """Everything that can be known before the first model is loaded: the rows of every run, judges, optimizers.
 
-    Raises ConfigError, DataError, ModelError.
+    output: runs that are finished there need nothing of this any more. Raises ConfigError, DataError, ModelError.
     """
-    for evaluation in experiment.evaluations:
-        evaluation.check()
-    for name, seeds in experiment.runs.items():
-        for config in next(iter(seeds.values())):
+    to_train = {
+        name: chain
+        for name, seeds in experiment.runs.items()
+        for seed, chain in seeds.items()
+        if output is None or not _is_trained(experiment, output, name, seed, chain)
+    }
+    if to_train:  # else whatever is still to be asked is checked before that
+        for evaluation in experiment.evaluations:
+            evaluation.check()
+    for name, chain in to_train.items():
+        for config in chain:
             try:
                 checked_inputs(config)
             except (ConfigError, DataError, ModelError) as error:
                 raise type(error)(f"runs.{name}: {error}") from error
+
+
+def _is_trained(experiment: Experiment, output: Path, name: str, seed: int, chain: Chain) -> bool:
+    places = enumerate(_identities(experiment, chain))
+    folders = [output / "runs" / _folder_name(experiment, name, seed, number, what) for number, what in places]
+    return all(_finished_run(folder) is not None for folder in folders)
+
+
+def _finished_run(folder: Path) -> Run | None:
+    run = Run.open(folder) if (folder / "run.json").exists() else None
+    return run if run is not None and run.is_finished else None
+
+
+def _identities(experiment: Experiment, chain: Chain) -> list[str]:
+    """Of every stage's run."""
+    every = experiment.evaluate_every
+    identities = chain_identities(chain)
+    return (
+        identities if every is None else [digest([one, every]) for one in identities]
+    )  # has to have those checkpoints
+
+
+def _kept_as(experiment: Experiment, name: str, seed: int, number: int) -> str:
+    """What the folder of a stage's outcomes is called, and that of its run begins with."""
+    return "-".join([name, f"seed{seed}", *experiment.stages[number : number + 1]])
+
+
+def _folder_name(experiment: Experiment, name: str, seed: int, number: int, identity: str) -> str:
+    return f"{_kept_as(experiment, name, seed, number)}-{identity[:8]}"
 
 
 def _run_checked(experiment: Experiment, output: Path, console: Console) -> ExperimentResults:
@@ -126,7 +162,7 @@ class _Comparison:
         label = f"{name}, seed {seed} ({self._number}/{total})"
         done: list[_Stage] = []
         try:
-            identities = chain_identities(chain)
+            identities = _identities(self.experiment, chain)
             for number in range(len(chain)):
                 done.append(self._stage(name, seed, chain, number, done, label, identities[number]))
         except Interrupted:
@@ -158,12 +194,14 @@ class _Comparison:
         self, name: str, seed: int, chain: Chain, number: int, before: "list[_Stage]", label: str, identity: str
     ) -> "_Stage":
         """One stage, trained and evaluated; it begins with the model of the stage before it."""
-        if self.experiment.evaluate_every is not None:
-            identity = digest([identity, self.experiment.evaluate_every])  # it has to have those checkpoints
-        kept_as = f"{name}-seed{seed}"
+        if _identities(self.experiment, chain)[number] != identity:
+            raise DataError(
+                "a file it learns from or is measured on changed since it began; start the comparison again"
+            )
+        kept_as = _kept_as(self.experiment, name, seed, number)
         if self.experiment.stages:
-            kept_as, label = f"{kept_as}-{self.experiment.stages[number]}", f"{label}, {self.experiment.stages[number]}"
-        path = self.output / "runs" / f"{kept_as}-{identity[:8]}"
+            label = f"{label}, {self.experiment.stages[number]}"
+        path = self.output / "runs" / _folder_name(self.experiment, name, seed, number, identity)
         changes: dict[str, Any] = {"output_dir": path}
         if before:
             changes["model"] = str(before[-1].run.model_path)
@@ -182,8 +220,8 @@ class _Comparison:
         """The finished run in this folder: as it was found (True), continued, or trained from the start."""
         resume: Path | None = None
         if path.exists():
-            run = Run.open(path) if (path / "run.json").exists() else None
-            if run is not None and run.is_finished:
+            run = _finished_run(path)
+            if run is not None:
                 self._say(f"{label}: trained before, used again")
                 return run, True
             try:

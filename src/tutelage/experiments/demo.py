@@ -17,7 +17,14 @@ from tutelage.experiments import calling_codes
 from tutelage.experiments.compare import run_experiment
 from tutelage.experiments.loading import LARGEST_SEED, load_experiment
 from tutelage.experiments.results import ExperimentResults
-from tutelage.files import JsonLinesFile, make_folder, require_new_folder, write_json_lines, write_text
+from tutelage.files import (
+    JsonLinesFile,
+    make_folder,
+    only_process_in,
+    require_new_folder,
+    write_json_lines,
+    write_text,
+)
 from tutelage.models import resolve_model
 from tutelage.models.loading import SMOLLM2
 from tutelage.monitoring.everyday import EVERYDAY_PROMPTS
@@ -111,7 +118,8 @@ def run_demo(
     _require_own_folder(output)
     console.print(f"preparing the model {SMOLLM2} (converted once, half a minute)", highlight=False)
     resolve_model(SMOLLM2)
-    write_experiment(output, experiment_content(runs, seeds=[seed], steps=steps))
+    with only_process_in(output, "--output"):
+        write_experiment(output, experiment_content(runs, seeds=[seed], steps=steps))
     return run_experiment(load_experiment(output / EXPERIMENT_FILE), output, console)
 
 

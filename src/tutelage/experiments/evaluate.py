@@ -87,8 +87,8 @@ class Evaluator:
         load = (lambda: load_model(config, str(path))) if has_adapter else (lambda: _whole(str(path)))
         model = _Model(load, config.chat_template)
         base = (lambda: load_model(config)) if has_adapter else (lambda: _whole(config.model))
-        drift = self._kept_drift(folder, lambda: self._run_drift(model.loaded, base()))
-        model.merge = has_adapter
+        drift = self._kept_drift(folder, lambda: self._run_drift(model.loaded, base))
+        model.merge = has_adapter and not config.load_in_4bit  # merged into four bits, a small change may be lost
         outcomes = self._outcomes(model, folder)
         return _together({**outcomes, KL_VS_BASE.name: drift})
 
@@ -125,13 +125,14 @@ class Evaluator:
         ]
         return Outcome(_DRIFT, {KL_VS_BASE.name: zeros, KL_BASE_VS_MODEL.name: zeros}, rows)
 
-    def _run_drift(self, loaded: LoadedModel, base: LoadedModel) -> Outcome:
+    def _run_drift(self, loaded: LoadedModel, base: Callable[[], LoadedModel]) -> Outcome:
         """KL in both directions on the base's answers, one item a prompt. base: loaded the same way.
 
         An item is the sum over the prompt's tokens / (tokens per prompt), so that the mean over the items is the
         mean over all tokens, as in monitoring.
         """
-        parts = response_kl(loaded.model, WeightCopy.of(base.model), self.base_pairs)
+        copied = WeightCopy.of(base().model)  # what is not copied of the base is let go at once
+        parts = response_kl(loaded.model, copied, self.base_pairs)
         tokens_per_prompt = sum(part.tokens for part in parts) / len(parts)
         scores = {
             KL_VS_BASE.name: tuple(part.reverse / tokens_per_prompt for part in parts),

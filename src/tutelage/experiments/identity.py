@@ -85,7 +85,8 @@ def _model(name: str) -> str:
 
 def base_identity(config: TrainingConfig) -> str:
     """Of the model before training, with the template it is asked in."""
-    return digest([_model(config.model), _template(config.chat_template), tutelage.__version__])
+    parts = [_model(config.model), _template(config.chat_template), config.load_in_4bit]
+    return digest([*parts, tutelage.__version__])
 
 
 def digest(content: Any) -> str:

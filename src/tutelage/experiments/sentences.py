@@ -34,7 +34,7 @@ def findings(results: ExperimentResults) -> Findings:
     learned += _dft_remark(results)
     learned += [_check(results, measure) for measure in _measures(results, Role.CHECK)]
     learned += [_answers(results, measure) for measure in _measures(results, Role.FREEFORM)]
-    kept = [_left_of(results, measure) for measure in task if results.stages]
+    kept = [_left_of(results, measure) for measure in task if results.stages and measure.higher_is_better]
     kept += [_drift(results), *(_kept(results, measure) for measure in _measures(results, Role.PRIOR))]
     return Findings(learned, [sentence for sentence in kept if sentence], [*results.notes, *_caveats(results)])
 
@@ -101,7 +101,7 @@ def _compared(run: ModelResult, best: ModelResult, measure: Measure) -> str:
 
 def _dft_remark(results: ExperimentResults) -> list[str]:
     """Why dft is behind sft, or that it is not, where they differ in nothing else."""
-    task = next(iter(_measures(results, Role.TASK)), None)
+    task = next((measure for measure in _measures(results, Role.TASK) if measure.higher_is_better), None)
     pairs = [
         (dft, sft)
         for dft in results.runs

@@ -55,8 +55,8 @@ class Experiment:
     runs: run name to its chain of configs by seed; all share model and chat template, and `output_dir`, and `model`
     from the second stage on, are set by the comparison. stages: their names, empty where there is one without a name.
     evaluate_every: optimizer steps between two evaluations of a run's checkpoints, None for the end only.
-    data: the files that are trained and measured on, with their hashes. Raises ConfigError where the runs can't be
-    compared.
+    data: the files of training, test, drift and evaluations, with their hashes. Raises ConfigError where the runs
+    can't be compared.
     """
 
     name: str
@@ -75,6 +75,15 @@ class Experiment:
         if BASE in self.runs:
             raise ConfigError(f"runs: '{BASE}' is the name of the model before training; call the run otherwise")
         configs = [config for seeds in self.runs.values() for chain in seeds.values() for config in chain]
+        if len({config.load_in_4bit for config in configs}) > 1:
+            raise ConfigError(
+                "runs: load_in_4bit is true for some and false for others; compare runs of one base model"
+            )
+        if any(config.load_in_4bit and config.merge_before_push for config in configs):
+            raise ConfigError(
+                "runs: load_in_4bit: what is merged into four bits can't be measured against the base model; "
+                "set merge_before_push: false"
+            )
         bases = {(config.model, config.chat_template) for config in configs}
         if len(bases) > 1:
             names = ", ".join(sorted({model for model, _ in bases}))

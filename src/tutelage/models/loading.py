@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from tutelage.config import TrainingConfig
 from tutelage.data.jsonl import data_hash
-from tutelage.errors import ModelError, OutputError
+from tutelage.errors import DataError, ModelError, OutputError
 from tutelage.models.head import attach_head
 
 SMOLLM2 = "smollm2"
@@ -285,7 +285,10 @@ def _convert_gguf(path: Path) -> Path:
 def _content_of(path: Path, size: int, modified: int) -> str:
     """SHA-256 of the file, so that each environment it is installed in uses the one conversion; read again when its
     size or date changes."""
-    return data_hash(path)
+    try:
+        return data_hash(path)
+    except DataError as error:
+        raise ModelError(str(error)) from error
 
 
 def _write_safetensors(path: Path, folder: Path) -> None:

@@ -8,15 +8,16 @@ from tutelage.training.optimization import check_optimization
 from tutelage.training.rewards import JudgeReward
 
 
-def checked_inputs(config: TrainingConfig) -> TrainingInputs:
-    """The rows of a run, tokenised, once everything else about it has been checked; a judge is called once.
+def checked_inputs(config: TrainingConfig, *, ask_judge: bool = True) -> TrainingInputs:
+    """The rows of a run, tokenised, once everything else about it has been checked.
 
-    Raises ConfigError, DataError, ModelError; writes nothing but the model cache.
+    ask_judge: call the judge of a reward once, which a run whose steps are all done needs no more. Raises ConfigError,
+    DataError, ModelError; writes nothing but the model cache.
     """
     trainer_class(config.loss)
     check_optimization(config)
     require_gpu_if_asked(config)
     inputs = prepare_inputs(config)
-    if inputs.scores is not None and isinstance(inputs.scores.reward, JudgeReward):
+    if ask_judge and inputs.scores is not None and isinstance(inputs.scores.reward, JudgeReward):
         inputs.scores.reward.judge.check()
     return inputs

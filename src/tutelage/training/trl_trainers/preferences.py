@@ -145,6 +145,15 @@ class OrpoTrainer(PreferenceTrainer, ORPOTrainer):  # pyright: ignore[reportInco
     def gathered(self, values_N: Tensor) -> Any:
         return self.accelerator.gather_for_metrics(values_N)
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """In the last step of an epoch TRL's way to gather would cut each batch to the size of the last one."""
+        accelerator: Any = self.accelerator
+        accelerator.gather_for_metrics = accelerator.gather
+        try:
+            return super().compute_loss(*args, **kwargs)
+        finally:
+            del accelerator.gather_for_metrics
+
     def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
         """The row's ids under the names TRL's collator reads."""
         prompt = feature["prompt_ids"]

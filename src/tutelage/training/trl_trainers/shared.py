@@ -26,11 +26,18 @@ class TrlTrainer(RunTrainer):
     """Where a batch says which of its tokens are no padding."""
 
     def __init__(self, **arguments: Any) -> None:
+        model = arguments["model"]
+        # TRL makes the adapter of a 4-bit model bfloat16, which small steps are lost in.
+        four_bits = getattr(model, "is_loaded_in_4bit", False)
+        adapter = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if four_bits and parameter.requires_grad
+        }
         with without_peft_deprecations():
             super().__init__(**arguments)
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:  # of a 4-bit model TRL makes them bfloat16, which small steps are lost in
-                parameter.data = parameter.data.float()
+        for name, values in adapter.items():
+            model.get_parameter(name).data = values
         _settle_reference_adapter(self.model)
         reference: Any = getattr(self, "ref_model", None)
         if reference is not None:
@@ -89,7 +96,7 @@ def _settle_reference_adapter(model: Any) -> None:
         parts = name.split(".")
         if model.active_adapter in parts:
             copy = ".".join(REFERENCE if part == model.active_adapter else part for part in parts)
-            model.get_parameter(copy).data.copy_(parameter.data)
+            model.get_parameter(copy).data = parameter.detach().clone()
     second = tuple(f".{kind}.{REFERENCE}" for kind in ("lora_B", "lora_embedding_B"))  # zero in a new adapter
     copies = [parameter for name, parameter in model.named_parameters() if any(part in name for part in second)]
     if copies and all(not parameter.any() for parameter in copies):
