@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 from matplotlib.colors import to_hex
 
-from tests.made_up import CAPITALS, CAPITALS_LOG_PROB, made_up_failure, made_up_model, made_up_results, made_up_seeds
+from tests.made_up import (
+    CAPITALS,
+    CAPITALS_LOG_PROB,
+    TRAINED,
+    made_up_failure,
+    made_up_model,
+    made_up_results,
+    made_up_seeds,
+)
 from tutelage.config import OBJECTIVES
-from tutelage.evaluation import Role
+from tutelage.evaluation import Role, Unit
 from tutelage.experiments.curves import Panel, panel_figure, panels_of, trajectories_figure
 from tutelage.experiments.figure_style import DARK, LIGHT, OBJECTIVE_COLOURS, OBJECTIVE_MARKERS
 from tutelage.experiments.figures import tradeoff_figure, write_figures
@@ -201,3 +209,37 @@ def test_every_judgement_stands_below_its_answer() -> None:
     results = made_up_results(replace(models[1], answers={"trained": rows}))
     page = report_html(results)
     assert page.count("<small>in spanish: spanish, coherent: 85, kind: no judgement</small>") == len(rows)
+
+
+def test_a_score_in_a_unit_of_its_own_is_a_number_and_no_mark() -> None:
+    """1.0 of 100 points, or 0.0 nats, is neither right nor wrong."""
+    results = made_up_results()
+    assert {answer.mark for one in questions(results, [results.base], "trained") for answer in one.answers} <= {
+        "right",
+        "wrong",
+    }
+    measures = tuple(
+        replace(measure, unit=Unit.OTHER) if measure.name == "trained" else measure for measure in results.measures
+    )
+    asked = questions(replace(results, measures=measures), [results.base], "trained")
+    assert {answer.mark for one in asked for answer in one.answers} == {"value"}
+
+
+def test_the_parts_of_an_evaluation_share_its_title() -> None:
+    """Also where the title has a colon itself."""
+    results = made_up_results()
+    parts = (("open.tone", "Letters: formal: tone"), ("open.kind", "Letters: formal: kind"))
+    measures = tuple(replace(TRAINED, name=name, title=title) for name, title in parts)
+    models = tuple(
+        replace(
+            model,
+            seeds=tuple(
+                replace(seed, scores=dict(seed.scores) | {name: seed.scores["trained"] for name, _ in parts})
+                for seed in model.seeds
+            ),
+            answers={"open": model.answers["trained"]},
+        )
+        for model in results.models
+    )
+    page = report_html(replace(results, models=models, measures=(*results.measures, *measures)))
+    assert "<h3>Letters: formal</h3>" in page

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from tutelage.evaluation import Measure
+from tutelage.evaluation import Measure, Unit
 from tutelage.experiments.curves import panel_figure, panels_of
 from tutelage.experiments.figure_style import DARK, LIGHT, Theme, colour_of, png
 from tutelage.experiments.figures import stages_figure, tradeoff_figure
@@ -129,10 +129,12 @@ def report_html(results: ExperimentResults) -> str:
 def questions(results: ExperimentResults, models: list[ModelResult], evaluation: str) -> list[Question]:
     """The items of one evaluation in the order of the data, with every model's answer."""
     rows_of = {model.name: model.answers.get(evaluation, []) for model in models}
+    own = _own_measures(results, evaluation)
+    marked = bool(own) and own[0].unit in (Unit.SHARE, Unit.SCORE)
     asked: list[Question] = []
     for index, row in enumerate(results.base.answers[evaluation]):
         answers = [
-            Answer(name, rows[index]["answer"], *_mark(rows[index]), _judged(rows[index]))
+            Answer(name, rows[index]["answer"], *_mark(rows[index], marked), _judged(rows[index]))
             for name, rows in rows_of.items()
             if index < len(rows)
         ]
@@ -141,12 +143,12 @@ def questions(results: ExperimentResults, models: list[ModelResult], evaluation:
     return asked
 
 
-def _mark(row: Mapping[str, Any]) -> tuple[str, str]:
-    """(class, text): right and wrong have marks, anything between or beyond is a number; judgements stand apart."""
+def _mark(row: Mapping[str, Any], marked: bool) -> tuple[str, str]:
+    """(class, text): right and wrong have marks if marked, anything else is a number; judgements stand apart."""
     score = row["score"]
     if "judgements" in row:
         return "value", ""
-    if score in (0.0, 1.0):
+    if marked and score in (0.0, 1.0):
         return ("right" if score else "wrong"), ""
     return "value", "–" if score is None else f"{score:.3g}".replace("-", "−")
 
@@ -188,12 +190,22 @@ def _cell(scores: Mapping[str, Score], measure: Measure) -> Cell:
 
 
 def _titled(results: ExperimentResults, evaluation: str) -> tuple[str, str]:
-    """Title and meaning of an evaluation: its measure's; where it has several, what stands before their colon."""
-    own = [measure for measure in results.measures if measure.name == evaluation]
-    own = own or [measure for measure in results.measures if measure.name.startswith(f"{evaluation}.")]
+    """Title and meaning of an evaluation: its measure's; of several, what their titles share up to a colon."""
+    own = _own_measures(results, evaluation)
     if not own:
         return evaluation, ""
-    return own[0].title if len(own) == 1 else own[0].title.partition(": ")[0], own[0].meaning
+    if len(own) == 1:
+        return own[0].title, own[0].meaning
+    parts = own[0].title.split(": ")
+    starts = (": ".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+    shared = (start for start in starts if all(measure.title.startswith(f"{start}: ") for measure in own))
+    return next(shared, evaluation), own[0].meaning
+
+
+def _own_measures(results: ExperimentResults, evaluation: str) -> list[Measure]:
+    """The measure that has the evaluation's name; where none has, those of its parts."""
+    own = [measure for measure in results.measures if measure.name == evaluation]
+    return own or [measure for measure in results.measures if measure.name.startswith(f"{evaluation}.")]
 
 
 def stage_rows(results: ExperimentResults) -> list[StageRow]:
