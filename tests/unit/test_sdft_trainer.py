@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.invariant.test_teacher import sdft_trainer
 from tests.small_runs import small_config
 from tutelage.errors import TrainingError
-from tutelage.training.sdft_trainer import Rollout, SdftTrainer
+from tutelage.events import Tag
+from tutelage.training.sdft_trainer import Gain, Rollout, SdftTrainer
+from tutelage.training.teacher_check import check_demonstrations
 
 
 def trainer_of(folder: Path, **options: Any) -> SdftTrainer:
@@ -148,3 +151,50 @@ def test_gain_of_the_demonstration_is_measured_on_gold_answers(tmp_path: Path) -
     shown = sum(logp(row.teacher_prompt_ids, row.gold_ids) for row in rows)
     assert gain.with_demonstration == pytest.approx(shown, rel=1e-5)
     assert gain.tokens == sum(len(row.gold_ids) for row in rows)
+
+    def greedy(prompt: list[int], response: list[int]) -> bool:
+        with torch.no_grad():
+            given = model.generate(torch.tensor([prompt]), max_new_tokens=len(response), do_sample=False)
+        return given[0, len(prompt) :].tolist() == response
+
+    best = model.generate(torch.tensor([rows[0].prompt_ids]), max_new_tokens=3, do_sample=False)
+    rows[0] = dataclasses.replace(rows[0], gold_ids=best[0, len(rows[0].prompt_ids) :].tolist())
+    gain = trainer.demonstration_gain(rows)
+    assert gain.greedy_without == [greedy(row.prompt_ids, row.gold_ids) for row in rows] == [True, False, False]
+    assert gain.greedy_with == [greedy(row.teacher_prompt_ids, row.gold_ids) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("with_demonstration", "repeated", "holds_answer", "warning"),
+    [
+        (-2.0, 0, True, "the demonstration does not help this model"),
+        (-1.0, 0, True, "shown the answer itself, this model gives it in 0 of 4 rows"),
+        (-1.0, 1, True, None),
+        (-1.0, 0, False, None),  # a worked demonstration: the answer need not be said word for word
+    ],
+)
+def test_the_check_before_step_1_says_when_there_is_no_teacher(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    with_demonstration: float,
+    repeated: int,
+    holds_answer: bool,
+    warning: str | None,
+) -> None:
+    trainer = trainer_of(tmp_path, sdft_check_rows=4)
+    rows = [row if holds_answer else dataclasses.replace(row, demonstration_text="-") for row in trainer.train_dataset]
+    gains = [index < repeated for index in range(4)]
+    gain = Gain(10 * with_demonstration, -20.0, 10, greedy_with=gains, greedy_without=[False] * 4)
+    monkeypatch.setattr(trainer, "demonstration_gain", lambda chosen: gain if len(chosen) == 4 else None)
+    console = Console(record=True, width=1000)
+    check_demonstrations(trainer, rows[:4], console)
+    text = console.export_text()
+    figures = (
+        f"log-prob per token -2.00 without the demonstration, {with_demonstration:.2f} with it; greedy decoding gives"
+    )
+    assert f"{figures} 0 and {repeated} of 4" in text
+    assert ("warning" in text) is (warning is not None)
+    assert (warning or "") in text
+    [event] = trainer.events.read(Tag.CHECK)
+    assert event.values["greedy_with_demonstration"] == repeated
+    assert len(trainer.events.read(Tag.WARNING)) == (warning is not None)

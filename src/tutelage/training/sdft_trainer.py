@@ -22,7 +22,7 @@ from tutelage.config import SdftConfig
 from tutelage.data.prepare import DistillationRow
 from tutelage.files import JsonLinesFile
 from tutelage.losses import AnyHead, Divergence, Head, divergence_objective
-from tutelage.models import head_forward, inference_mode_of, lay_out, response_log_probs
+from tutelage.models import head_forward, inference_mode_of, lay_out, response_scores
 from tutelage.models.scoring import predicting_places
 from tutelage.rollouts import Teacher, TemplatePhrases, generate, rollout_seed
 from tutelage.training.base_trainer import BaseTrainer
@@ -234,13 +234,15 @@ class SdftTrainer(BaseTrainer):
 
     def demonstration_gain(self, rows: Sequence[DistillationRow]) -> "Gain":
         """Σ log p of the gold answers: the teacher's with the demonstration, and the student's without it."""
-        plain = response_log_probs(self.model, [(row.prompt_ids, row.gold_ids) for row in rows])
+        plain = response_scores(self.model, [(row.prompt_ids, row.gold_ids) for row in rows])
         with self.teacher.applied(self.model):
-            shown = response_log_probs(self.model, [(row.teacher_prompt_ids, row.gold_ids) for row in rows])
+            shown = response_scores(self.model, [(row.teacher_prompt_ids, row.gold_ids) for row in rows])
         return Gain(
-            with_demonstration=float(sum(logp.sum() for logp in shown)),
-            without=float(sum(logp.sum() for logp in plain)),
+            with_demonstration=float(sum(score.log_probs.sum() for score in shown)),
+            without=float(sum(score.log_probs.sum() for score in plain)),
             tokens=sum(len(row.gold_ids) for row in rows),
+            greedy_with=[score.greedy for score in shown],
+            greedy_without=[score.greedy for score in plain],
         )
 
     # --- state ----------------------------------------------------------------------------------------------------
@@ -254,11 +256,14 @@ class SdftTrainer(BaseTrainer):
 
 @dataclass(frozen=True)
 class Gain:
-    """Summed log-probabilities in nats of `tokens` gold tokens, with and without the demonstration."""
+    """Gold answers with and without the demonstration: their summed log-probabilities in nats over `tokens` tokens, and
+    for each row whether greedy decoding would give the answer, token for token."""
 
     with_demonstration: float
     without: float
     tokens: int
+    greedy_with: list[bool]
+    greedy_without: list[bool]
 
 
 class MoveTeacher(TrainerCallback):
