@@ -126,6 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "together":
                 self.server.barrier.wait(PATIENCE)
                 return lambda: self._send(200, completion(f"said {asked}"))
+            case "slow":
+                self.server.closing.wait(0.3)
+                return lambda: self._send(200, completion(f"said {asked}"))
             case "eighty":
                 return lambda: self._send(200, completion("Score: 80"))
             case "tires":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from tests.small_runs import assert_same_bits, run_small, trained_weights
 from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage import TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
@@ -108,6 +109,22 @@ def test_weights_are_bit_equal_with_monitoring_on_and_off(
     assert events.read(Tag.MONITORING)[-1].values["weight_diff_norm"] > 0.1
     assert plain.keys() == monitored.keys()
     assert [name for name in plain if not torch.equal(plain[name], monitored[name])] == []
+
+
+@pytest.mark.parametrize("is_peft", [True, False])
+@pytest.mark.parametrize("loss", ["sft", "dft", "sdft"])
+def test_a_run_is_bit_equal_with_monitoring_on_and_off(tmp_path: Path, loss: str, is_peft: bool):
+    options: dict[str, Any] = {"loss": loss, "is_peft": is_peft, "optim": "adamw_torch", "learning_rate": 0.01}
+    options |= {"lora_dropout": 0.3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    (tmp_path / "measured").mkdir()
+    off = run_small(tmp_path, "off", max_steps=3, **options)
+    on = run_small(tmp_path, "on", max_steps=3, **options, **everything_measured(tmp_path / "measured"))
+    assert [event.step for event in on.events(Tag.MONITORING)] == [0, 1, 2, 3]
+    warnings = [[event.values["message"] for event in run.events(Tag.WARNING)] for run in (on, off)]
+    assert warnings[0] == warnings[1]
+    assert_same_bits(trained_weights(on), trained_weights(off))
+    losses = [[event.values["loss"] for event in run.events(Tag.TRAIN)] for run in (on, off)]
+    assert losses[0] == losses[1]
 
 
 def test_every_measurement_leaves_modes_gradients_and_random_states(tmp_path: Path):

@@ -318,9 +318,8 @@ def test_flat_fills_in_the_learning_rate() -> None:
 
 
 def test_flat_is_plain_json() -> None:
-    flat = config(
-        output_dir=Path("runs/one"), monitoring_directions={"formal": {"a": Path("a.jsonl"), "b": Path("b.jsonl")}}
-    ).flat()
+    directions = {"formal": {"a": Path("a.jsonl"), "b": Path("b.jsonl")}}
+    flat = config(output_dir=Path("runs/one"), monitoring_eval_steps=5, monitoring_directions=directions).flat()
     assert flat["training_file"] == "rows.jsonl"
     assert flat["output_dir"] == "runs/one"
     assert flat["monitoring_directions"] == {

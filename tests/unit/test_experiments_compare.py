@@ -82,9 +82,15 @@ def monitored(folder: Path, name: str, **options: Any) -> TrainingConfig:
 
 
 def failing(folder: Path, name: str) -> TrainingConfig:
-    """A run that nobody can know will fail: its reward raises when it is called."""
+    """A run that nobody can know will fail: its reward raises for answers that the model gives."""
     reward = folder / "reward.py"
-    reward.write_text("def score(**columns):\n    raise ValueError('no scores today')\n", encoding="utf-8")
+    reward.write_text(
+        "def score(*, completions, gold_response, **columns):\n"
+        "    if [turns[-1]['content'] for turns in completions] != gold_response:\n"
+        "        raise ValueError('no scores today')\n"
+        "    return [1.0] * len(gold_response)\n",
+        encoding="utf-8",
+    )
     return small_config(folder, name, loss="grpo", grpo_reward_function=f"{reward}:score", grpo_num_generations=4)
 
 
@@ -128,6 +134,26 @@ def test_merged_or_not_the_scores_are_the_same(compared: tuple[ExperimentResults
 
 def test_the_base_has_not_moved(compared: tuple[ExperimentResults, Path, str]) -> None:
     assert compared[0].base.scores["kl_vs_base"].items == ((0.0,) * PROMPTS,)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise ValueError('no scores today')", "raised ValueError: no scores today (bad.py:2)"),
+        ("return [1.0]", "returned 1 scores for 4 answers"),
+        ("return [None] * 4", "has no finite score for any of the gold answers"),
+    ],
+)
+def test_a_reward_that_cannot_work_is_found_before_anything_is_trained(tmp_path: Path, body: str, message: str) -> None:
+    reward = tmp_path / "bad.py"
+    reward.write_text(f"def score(**columns):\n    {body}\n", encoding="utf-8")
+    bad = small_config(tmp_path, "bad", loss="grpo", grpo_reward_function=f"{reward}:score", grpo_num_generations=4)
+    experiment = tiny_experiment(adapter=small_config(tmp_path, "adapter"), bad=bad)
+    with pytest.raises(TrainingError) as caught:
+        run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+    assert str(caught.value).startswith(f"runs.bad: grpo_reward_function '{reward}:score' ")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(compared: tuple[ExperimentResults, Path, str]) -> None:

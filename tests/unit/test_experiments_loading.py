@@ -77,6 +77,7 @@ def test_evaluating_on_the_way_saves_checkpoints_as_often(tmp_path: Path) -> Non
             {"evaluate": {"every": 1}, "runs": {"a": {"save_total_limit": 1}}},
             "runs.a: save_total_limit throws away checkpoints that evaluate.every needs",
         ),
+        ({"monitor": {"own_answers": False}}, "monitor: nothing is measured without 'every'; give a number of steps"),
         ({"run_on": "moon"}, "run_on: 'moon' does not fit"),
         ({"drift": {"prompts": "none.jsonl"}}, "none.jsonl: no such file"),
     ],
@@ -101,8 +102,11 @@ def test_a_template_and_a_reward_are_part_of_what_a_run_is(tmp_path: Path) -> No
         return chain_identities(experiment.runs["a"][4])[-1]
 
     before = {loss: identity(loss) for loss in ("sft", "grpo")}
-    reward.write_text("def score(**columns): return [1.0]\n", encoding="utf-8")
+    reward.write_text("from beside import VALUE\ndef score(**columns): return [VALUE]\n", encoding="utf-8")
     assert identity("sft") == before["sft"]
     assert identity("grpo") != before["grpo"]
+    without = identity("grpo")
+    (tmp_path / "beside.py").write_text("VALUE = 1.0\n", encoding="utf-8")
+    assert identity("grpo") != without
     template.write_text(written_template + " ", encoding="utf-8")
     assert identity("sft") != before["sft"]

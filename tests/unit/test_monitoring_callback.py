@@ -65,7 +65,10 @@ def test_step_0_every_n_steps_and_the_last_step_are_measured(tmp_path: Path):
         {
             "monitoring_eval_steps": 2,
             "monitoring_prompts": tmp_path / "prompts.jsonl",
-            "monitoring_directions": {"formal": {"a": tmp_path / "a.jsonl", "b": tmp_path / "b.jsonl"}},
+            "monitoring_directions": {
+                "formal": {"a": tmp_path / "a.jsonl", "b": tmp_path / "b.jsonl"},
+                "casual": {"a": tmp_path / "b.jsonl", "b": tmp_path / "a.jsonl"},
+            },
             "logp_callback_datasets": {"task": tmp_path / "rows.jsonl"},
             "eval_every_n_steps": 3,
             "sampling_callbacks": [{"file": tmp_path / "prompts.jsonl", "every_n_steps": 4, "max_new_tokens": 2}],
@@ -74,8 +77,10 @@ def test_step_0_every_n_steps_and_the_last_step_are_measured(tmp_path: Path):
     loop.run()
     monitoring = loop.events.read(Tag.MONITORING)
     assert [event.step for event in monitoring] == [0, 2, 4, 5]
-    names = KL | {"weight_diff_norm", "delta_w_norm", "cos_sim/formal"}
+    names = KL | {"weight_diff_norm", "delta_w_norm", "cos_sim/formal", "cos_sim/casual"}
     assert all(set(event.values) == names for event in monitoring)
+    cosines = [(event.values["cos_sim/formal"], event.values["cos_sim/casual"]) for event in monitoring]
+    assert all(formal == pytest.approx(-casual) != 0.0 for formal, casual in cosines)
     # 32 norm weights, each 0.1 further a step: 0.1 · step · √32
     drifts = [event.values["weight_diff_norm"] for event in monitoring]
     assert drifts == pytest.approx([0.0, 1.131371, 2.262742, 2.828427], rel=1e-5)

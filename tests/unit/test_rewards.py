@@ -1,5 +1,7 @@
 """Rewards of grpo: what there is, what they are given, what stops a run, before step 1 where that can be known."""
 
+import asyncio
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,11 +56,10 @@ def test_built_in_rewards_compare_with_the_gold_response() -> None:
 
 
 def test_traits_are_upper_case_letters_and_words_of_a_language() -> None:
-    """Four words, of which `la` and `de` are common Spanish ones: min(1, 4 · 2/4) = 1; 2 of 16 letters upper case."""
+    """Four words, of which `la` and `de` are common Spanish ones: min(1, 4 · 2/4) = 1; 3 of 13 letters upper case."""
     answers = ["LA casa de Pedro", "xyz"]
     spanish = scored(GrpoConfig(reward_function="traits"), answers, ["", ""])
-    letters = "LAcasadePedro"
-    assert spanish == pytest.approx([sum(map(str.isupper, letters)) / len(letters) + 1.0, 0.0])
+    assert spanish == pytest.approx([3 / 13 + 1.0, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,11 @@ def test_an_own_reward_may_be_a_coroutine_or_return_a_tensor(tmp_path: Path) -> 
         "    return torch.tensor([float(len(turns[-1]['content'])) for turns in completions])\n",
     )
     assert scored(options, ["abc", ""], ["", ""]) == [3.0, 0.0]
+
+    async def in_a_notebook() -> list[float]:
+        return scored(options, ["abcd"], [""])
+
+    assert asyncio.run(in_a_notebook()) == [4.0]
 
 
 @pytest.mark.parametrize(
@@ -249,5 +255,49 @@ def test_a_judge_that_is_not_there_stops_the_run_before_step_1(tmp_path: Path) -
 
 
 def test_a_busy_judge_is_warned_about_and_the_run_decides(tmp_path: Path) -> None:
-    with judge_server() as server, pytest.raises(TrainingError, match="in 1 batch in a row"):
-        grpo_run(tmp_path, "run", **judged(server.url, "busy", grpo_max_unscored_batches=1))
+    console = Console(record=True, file=io.StringIO(), width=1000)
+    with judge_server() as server:
+        server.stamina = 1  # the check's call
+        options = judged(server.url, "tires", grpo_max_unscored_batches=2)
+        config = small_config(tmp_path, "run", loss="grpo", grpo_num_generations=4, max_steps=1, **options)
+        run = train(config, console=console)
+    warning = "the judge scored none of 4 gold answers (the judge: status 500: tired)"
+    assert f"warning: {warning}" in console.export_text()
+    assert [event.values["message"] for event in run.events(Tag.WARNING)] == [warning]
+    assert run.events(Tag.CHECK)[0].values == {"rows": 4}
+    assert run.events(Tag.TRAIN)[0].values["unscored"] == 8.0
+
+
+def test_a_judge_is_asked_with_the_options_of_the_run() -> None:
+    options = {"judge_temperature": None, "judge_max_tokens": 4096}
+    with judge_server() as server:
+        scored(
+            GrpoConfig(reward_function="llm_judge", judge_model="eighty", judge_base_url=server.url, **options),
+            ["A"],
+            ["g"],
+        )
+        scored(GrpoConfig(reward_function="llm_judge", judge_model="eighty", judge_base_url=server.url), ["A"], ["g"])
+        free, own = server.requests
+    assert ("temperature" in free, free["max_tokens"]) == (False, 4096)
+    assert (own["temperature"], own["max_tokens"]) == (0.0, 256)
+
+
+def test_a_judge_sees_all_turns_that_an_answer_may_hang_on() -> None:
+    turns = [
+        ("system", "Answer in French."),
+        ("user", "Capital of Peru?"),
+        ("assistant", "Lima"),
+        ("user", "Of Chile?"),
+    ]
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    columns = {"completions": [[{"role": "assistant", "content": "Santiago"}]], "gold_response": ["Santiago"]}
+    with judge_server() as server:
+        reward = load_reward(GrpoConfig(reward_function="llm_judge", judge_model="eighty", judge_base_url=server.url))
+        reward(prompts=[prompt], **columns)
+        reward(prompts=[prompt[-1:]], **columns)
+        whole, alone = (request["messages"][-1]["content"] for request in server.requests)
+    assert (
+        "[system]\nAnswer in French.\n\n[user]\nCapital of Peru?\n\n[assistant]\nLima\n\n[user]\nOf Chile?\n" in whole
+    )
+    assert "Of Chile?" in alone
+    assert "[user]" not in alone

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from tutelage.errors import ConfigError
-from tutelage.scoring import exact_match, json_equal, load_function, load_scorer, rouge_l, tool_call_match
+from tutelage.scoring import (
+    exact_match,
+    function_files,
+    json_equal,
+    load_function,
+    load_scorer,
+    rouge_l,
+    tool_call_match,
+)
 
 OWN = """
 import helper_beside
@@ -46,6 +54,28 @@ def test_a_file_and_what_is_beside_it(folder: Path, place: str):
     assert load_function(f"{place.format(folder=folder)}:shout", "o")("a" * 10, "") == 0.2
     assert load_function(f"{place.format(folder=folder)}:half", "o")("", "") == 0.5
     assert sys.path == path
+
+
+def test_the_files_a_function_depends_on(folder: Path):
+    """Its own, those beside it that it imports, and what they import; nothing that is installed, nothing else."""
+    own = folder / "own"
+    (own / "helper_beside.py").write_text(
+        "import json\nfrom part.inner import one\nfrom part import other\nDOUBLE = 2\n"
+    )
+    (own / "part").mkdir()
+    (own / "part" / "__init__.py").write_text("")
+    (own / "part" / "inner.py").write_text("from . import other\nfrom .other import x\nimport scores\none = 1\n")
+    (own / "part" / "other.py").write_text("x = 1\n")
+    (own / "unrelated.py").write_text("")
+    names = ["scores.py", "helper_beside.py", "part/inner.py", "part/__init__.py", "part/other.py"]
+    for reference, start in (("own/scores.py:half", None), ("scores.py:half", own), ("scores:half", own)):
+        found = [path.resolve().relative_to(own).as_posix() for path in function_files(reference, start)]
+        assert found[0] == "scores.py"
+        assert sorted(found) == sorted(names)
+    assert function_files("rouge_l") == function_files("nowhere.py:f") == function_files("no.such.module:f") == []
+    assert [path.name for path in function_files("yaml:safe_load")] == ["__init__.py"]
+    (own / "broken.py").write_text("def")
+    assert function_files("own/broken.py:f") == [Path("own/broken.py")]
 
 
 def test_a_file_is_read_anew_each_time(folder: Path):

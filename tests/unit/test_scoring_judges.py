@@ -48,6 +48,12 @@ def test_replies_keep_the_order_and_parallelism_is_reached_and_bounded():
         assert (server.most_active, len(server.requests)) == (3, 12)
 
 
+def test_a_slow_answer_within_the_limit_is_an_answer(server: JudgeServer):
+    reply = only_reply(server, "slow", timeout=10.0)
+    assert (reply.text, reply.error) == ("said a", None)
+    assert 0.3 <= reply.seconds < 10.0
+
+
 def test_what_is_sent(server: JudgeServer, monkeypatch: pytest.MonkeyPatch):
     Judge("right", server.url).ask(asking("a"))
     sent = server.requests[-1]

@@ -173,10 +173,22 @@ def test_scores_that_are_missing_become_the_mean_of_the_others_and_are_counted(t
         "    return [[None, float('inf'), 1, 2][number % 4] for number in range(len(completions))]\n",
         encoding="utf-8",
     )
-    run = grpo_run(tmp_path, "run", grpo_reward_function=f"{reward}:half", max_steps=1)
+    test = write_rows(tmp_path / "test.jsonl", ROWS[:3])
+    options: dict[str, Any] = {"test_file": test, "test_file_eval_strategy": "steps", "test_file_eval_steps": 2}
+    run = grpo_run(
+        tmp_path,
+        "run",
+        grpo_reward_function=f"{reward}:half",
+        max_steps=2,
+        logging_steps=2,
+        eval_batch_size=2,
+        **options,
+    )
     values = run.events(Tag.TRAIN)[0].values
-    assert values["unscored"] == 4.0
+    assert values["unscored"] == 8.0  # of both steps
     assert values["reward"] == pytest.approx(1.5)  # 1.5, 1.5, 1, 2 in each group
+    tested = run.events(Tag.EVAL)[0].values
+    assert (tested["eval_unscored"], tested["eval_reward"]) == (2.0, 1.0)  # None, infinite, 1
 
 
 def test_test_prompts_are_rewarded_too(tmp_path: Path) -> None:

@@ -149,6 +149,10 @@ class GrpoConfig(ObjectiveConfig):
     """Seconds a call to the judge may take; after that its score is NaN."""
     judge_parallelism: Annotated[int, Field(ge=1)] = 8
     """Calls to the judge at the same time."""
+    judge_temperature: float | None = 0.0
+    """None sends none, for models that refuse it."""
+    judge_max_tokens: Annotated[int, Field(ge=1)] | None = 256
+    """Longest answer of the judge, its thoughts included; None sends no limit."""
     max_unscored_batches: Annotated[int, Field(ge=1)] = 3
     """Batches in a row without a single finite score after which the run stops."""
 

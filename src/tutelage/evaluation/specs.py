@@ -3,6 +3,7 @@
 Not here: reading a suite (`suite.py`), what an evaluation does (`kinds.py`, `freeform.py`, `harnesses.py`).
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from tutelage.evaluation.kinds import ChoiceEvaluation, GenerateEvaluation, LogP
 from tutelage.evaluation.lm_eval_files import local_files
 from tutelage.evaluation.measures import Evaluation, Role, Unit
 from tutelage.evaluation.questions import Question, read_choice_questions, read_questions
-from tutelage.scoring import Judge, Scorer, function_file, load_scorer
+from tutelage.scoring import Judge, Scorer, function_files, load_scorer
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -123,9 +124,10 @@ class GenerateSpec(FileSpec):
         questions = read_questions(self.path(entry))
         if self.scorer in JSON_TARGETS:
             _require_targets(scorer, questions, self.path(entry))
-        own = function_file(self.scorer, entry.folder) if ":" in self.scorer else None
+        files = function_files(self.scorer, entry.folder)
+        names = [self.scorer, *(os.path.relpath(path, entry.folder) for path in files[1:])]
         return GenerateEvaluation(
-            **self.named(entry, {self.scorer: own} if own else {}),
+            **self.named(entry, dict(zip(names, files, strict=False))),
             questions=questions,
             scorer=scorer,
             unit=Unit.SHARE if self.scorer in RIGHT_OR_WRONG else Unit.SCORE,

@@ -50,9 +50,10 @@ def run_experiment(experiment: Experiment, output: Path, console: Console) -> Ex
 
 
 def check_experiment(experiment: Experiment, output: Path | None = None) -> None:
-    """Everything that can be known before the first model is loaded: the rows of every run, judges, optimizers.
+    """Everything that can be known before the first model is loaded: rows, rewards, judges, optimizers of every run.
 
-    output: runs that are finished there need nothing of this any more. Raises ConfigError, DataError, ModelError.
+    output: runs that are finished there need nothing of this any more. Raises ConfigError, DataError, ModelError,
+    TrainingError.
     """
     to_train = {
         name: chain
@@ -67,7 +68,7 @@ def check_experiment(experiment: Experiment, output: Path | None = None) -> None
         for config in chain:
             try:
                 checked_inputs(config)
-            except (ConfigError, DataError, ModelError) as error:
+            except (ConfigError, DataError, ModelError, TrainingError) as error:
                 raise type(error)(f"runs.{name}: {error}") from error
 
 

@@ -1,7 +1,6 @@
 """What a run is, as a hash: options, and the contents of the files they name. Equal hashes, equal runs."""
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -12,6 +11,7 @@ import tutelage
 from tutelage.config import TrainingConfig
 from tutelage.data.jsonl import data_hash
 from tutelage.models import model_identity
+from tutelage.scoring import function_files
 
 NOT_WHAT_IS_TRAINED = (
     *("output_dir", "report_to", "meta", "job_id_suffix", "finetuned_model_id", "model_naming_extra_parameters"),
@@ -43,9 +43,9 @@ def run_identity(config: TrainingConfig) -> str:
         "model": _model(config.model),
         "chat_template": _template(config.chat_template),
     }
-    file = _reward_file(reward) if isinstance(reward, str) else None
-    if file is not None and file.is_file():
-        options["grpo_reward_function"] = [str(reward).rpartition(":")[2], data_hash(file)]
+    files = function_files(reward) if isinstance(reward, str) else []
+    if files:
+        options["grpo_reward_function"] = [str(reward).rpartition(":")[2], *map(data_hash, files)]
     return digest({"options": options, "release": tutelage.__version__})
 
 
@@ -61,20 +61,6 @@ def _template(template: str) -> str:
     """The text of a template in a file; a name or a text stands for itself."""
     path = Path(template) if template.endswith(".jinja") else None
     return data_hash(path) if path is not None and path.is_file() else template
-
-
-def _reward_file(reference: str) -> Path | None:
-    """The file of an own reward; None for a built-in one."""
-    place, colon, _ = reference.rpartition(":")
-    if not colon:
-        return None
-    if place.endswith(".py"):
-        return Path(place)
-    try:
-        found = importlib.util.find_spec(place)
-    except (ImportError, ValueError):
-        return None
-    return Path(found.origin) if found is not None and found.origin else None
 
 
 @cache

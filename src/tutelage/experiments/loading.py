@@ -76,6 +76,8 @@ def load_experiment(path: Path) -> Experiment:
             if "seed" in options:
                 raise ConfigError(f"{path}: {group}.{name}: 'seed' stands in 'seeds', for all runs; move it there")
     monitored = _monitor_options(file.monitor, path)
+    if monitored and MONITOR["every"] not in file.base | monitored:
+        raise ConfigError(f"{path}: monitor: nothing is measured without 'every'; give a number of steps")
     evaluate = dict(file.evaluate)
     every = evaluate.pop("every", None)
     if every is not None and (not isinstance(every, int) or every < 1):

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, SupportsFloat
 
 from tutelage.errors import ConfigError, nearest
+from tutelage.scoring.function_files import is_path, path_from
 from tutelage.scoring.scorers import Scorer, exact_match, json_equal, regex, rouge_l, shortened
 from tutelage.scoring.tool_calls import tool_call_match
 
@@ -66,8 +67,8 @@ def load_function(reference: str, option: str, folder: Path | None = None) -> Ca
         raise ConfigError(
             f"{option}: '{reference}' names no function; write 'path/to/file.py:function' or 'package.module:function'"
         )
-    if _is_path(place):
-        module = _import_file(_from(folder, place), option, folder)
+    if is_path(place):
+        module = _import_file(path_from(folder, place), option, folder)
     else:
         with _importable(Path.cwd()), _importable(folder or Path.cwd()):
             module = _imported(lambda: importlib.import_module(place), f"{option}: the module '{place}'")
@@ -80,23 +81,6 @@ def load_function(reference: str, option: str, folder: Path | None = None) -> Ca
             f"{option}: '{name}' in {place} is no function but of type {type(function).__name__}; name a function"
         )
     return function
-
-
-def function_file(reference: str, folder: Path | None = None) -> Path | None:
-    """The Python file of a function that `load_function` has loaded, or None where it is in none."""
-    place = reference.rpartition(":")[0]
-    if _is_path(place):
-        return _from(folder, place)
-    file = getattr(sys.modules.get(place), "__file__", None)
-    return Path(file) if file else None
-
-
-def _is_path(place: str) -> bool:
-    return place.endswith(".py") or "/" in place
-
-
-def _from(folder: Path | None, place: str) -> Path:
-    return (folder or Path()) / Path(place).expanduser()
 
 
 def _import_file(path: Path, option: str, folder: Path | None) -> ModuleType:

@@ -90,7 +90,7 @@ class Judge:
         Raises ConfigError where the package `openai` is missing, and nothing else.
         """
         _require_openai()
-        return _run(self._ask(conversations))
+        return run_to_end(self._ask(conversations))
 
     def check(self) -> None:
         """One small call. Raises ConfigError, with the remedy, for what would fail every call of a run.
@@ -99,7 +99,7 @@ class Judge:
         or busy server and one that has an error of its own may have recovered by the time it is needed.
         """
         _require_openai()
-        _run(self._check())
+        run_to_end(self._check())
 
     def _client(self) -> "AsyncOpenAI":
         from openai import AsyncOpenAI
@@ -220,7 +220,7 @@ def _require_openai() -> None:
         raise ConfigError(f"judges need the package openai ({error}); pip install 'tutelage[judge]'") from error
 
 
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
+def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
     """The result of a coroutine; in a thread of its own where this one already runs an event loop (notebooks do)."""
     try:
         asyncio.get_running_loop()

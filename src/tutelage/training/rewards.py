@@ -4,7 +4,6 @@ A reward has TRL's signature: keyword arguments `prompts`, `completions` (one li
 `gold_response`, and a column for every other key of the rows. Not here: how a text is scored (`scoring`).
 """
 
-import asyncio
 import inspect
 import math
 import numbers
@@ -24,6 +23,7 @@ from tutelage.scoring import (
     load_function,
     quality_prompt,
     rouge_l,
+    run_to_end,
     score_of,
     similarity_prompt,
     tool_call_match,
@@ -93,6 +93,8 @@ class JudgeReward:
             base_url=options.judge_base_url,
             timeout=options.judge_timeout,
             parallelism=options.judge_parallelism,
+            temperature=options.judge_temperature,
+            max_tokens=options.judge_max_tokens,
         )
         self._compares = options.reward_function == "similarity_judge"
         self.last_error: str | None = None
@@ -102,9 +104,9 @@ class JudgeReward:
         self, *, prompts: list[Messages], completions: list[Messages], gold_response: list[str], **columns: Any
     ) -> list[float | None]:
         asked = [
-            similarity_prompt(prompt[-1]["content"], turns[-1]["content"], gold)
+            similarity_prompt(_as_text(prompt), turns[-1]["content"], gold)
             if self._compares
-            else quality_prompt(prompt[-1]["content"], turns[-1]["content"])
+            else quality_prompt(_as_text(prompt), turns[-1]["content"])
             for prompt, turns, gold in zip(prompts, completions, gold_response, strict=True)
         ]
         scores: list[float | None] = []
@@ -128,6 +130,8 @@ class Scores:
         self.reward = load_reward(options)
         self._limit = options.max_unscored_batches
         self._unscored_batches = 0
+        self.of_gold: dict[str, float] | None = None
+        """What `check_reward` found before the model was loaded: a reward is called no more often than it must be."""
 
     def raw(self, columns: Mapping[str, Any]) -> Tensor:
         """Scores as the reward gives them, shape [N], NaN where one is missing.
@@ -138,7 +142,7 @@ class Scores:
         try:
             returned: Any = self.reward(**columns)
             if inspect.isawaitable(returned):
-                returned = asyncio.run(_finished(returned))
+                returned = run_to_end(_finished(returned))
         except Exception as error:  # the reward is the user's code
             raise TrainingError(
                 f"grpo_reward_function '{self.name}' raised {type(error).__name__}: {error}{_where(error)}; mend it, "
@@ -180,6 +184,13 @@ class Scores:
             f"grpo_reward_function '{self.name}' returned {value!r:.60} as a score; return a number, or None for an "
             "answer that has no score"
         )
+
+
+def _as_text(prompt: Messages) -> str:
+    """What the answer answers: the question, or all turns where there are more, since it may hang on any of them."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
 
 
 async def _finished(awaitable: Any) -> Any:

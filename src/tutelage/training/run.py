@@ -90,7 +90,7 @@ def train(config: TrainingConfig, *, resume: Path | str | None = None, console: 
     checkpoint = latest_checkpoint(resume_run) if resume_run else None
     is_main = os.environ.get("RANK", "0") == "0"
     run_path = resume_run or new_run_folder(config, probe=is_main)
-    inputs = checked_inputs(config, ask_judge=checkpoint is None or not is_last(checkpoint))
+    inputs = checked_inputs(config, ask_reward=checkpoint is None or not is_last(checkpoint))
     if resume_run is not None:
         _require_same_data(resume_run, config)
     set_seed(config.seed)

@@ -24,7 +24,7 @@ from tutelage.training.gold_evaluation import GoldAnswerTrainer
 from tutelage.training.inputs import TrainingInputs
 from tutelage.training.metrics import MetricSums
 from tutelage.training.order import GroupSampler
-from tutelage.training.reward_check import check_reward, messages_of, reward_columns
+from tutelage.training.reward_check import check_reward, messages_of, outside_training, reward_columns
 from tutelage.training.rewards import Scores
 from tutelage.training.run_trainer import SHOWN_ROLLOUTS
 from tutelage.training.trl_trainers.shared import TrlTrainer
@@ -94,9 +94,16 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
         )
 
     def check_first(self, rows: Sequence[Any], console: Console) -> None:
-        values = check_reward(self.scores, rows, console, self._without_logging())
+        values = self.scores.of_gold or check_reward(self.scores, rows)
         if self.is_world_process_zero():
             self.events.write(0, Tag.CHECK, values)
+        if "gold_reward" in values:
+            text = f"reward of the gold answers: {values['gold_reward']:.3g} ({values['rows']} rows)"
+        else:
+            text = f"the judge scored none of {values['rows']} gold answers{self.scores.reason()}"
+            self.warn(text)
+            text = f"warning: {text}"
+        console.print(text, highlight=False)
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """An order that depends on seed and epoch alone; TRL's own is another one after a run is continued."""
@@ -146,16 +153,12 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
         answers = [turns[-1]["content"] for turns in completions]
         columns = reward_columns(self.sampled_rows, answers, completion_ids_list)
         loggers = {"log_extra": self._log_completion_extra, "log_metric": self._log_metric}
-        found_N = self.scores.raw(columns | self._without_logging() | loggers)
+        found_N = self.scores.raw(columns | {"trainer_state": self.state} | loggers)
         gathered: Any = gather(found_N.to(self.accelerator.device))
         scores_N, missing = self.scores.filled(gathered)
         self._metrics["train"]["unscored"].append(float(missing))
         self._write_samples(answers, found_N.tolist())
         return scores_N[:, None]
-
-    def _without_logging(self) -> dict[str, Any]:
-        """What TRL gives a reward besides the columns; outside training, what it logs goes nowhere."""
-        return {"trainer_state": self.state, "log_extra": _to_nowhere, "log_metric": _to_nowhere}
 
     def _write_samples(self, answers: Sequence[str], scores: Sequence[float]) -> None:
         step = self.state.global_step + 1
@@ -174,28 +177,30 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's, without the mean and deviation of each reward: there is one, and they are `reward`, `reward_std`."""
+        """TRL's, without the mean and deviation of each reward: there is one, and they are `reward`, `reward_std`.
+
+        `unscored` is a count: of all steps since the last log, where TRL takes means.
+        """
         for metrics in self._metrics.values():
+            if metrics.get("unscored"):
+                metrics["unscored"] = [sum(metrics["unscored"])]
             for name in [name for name in metrics if name.startswith("rewards/")]:
                 del metrics[name]
         super().log(logs, start_time)
 
     def evaluate_own(self, metrics: MetricSums, prefix: str) -> None:
-        """`eval_reward`: of one answer a test row, sampled as in training; rows without a score are left out."""
+        """`eval_reward`: of one answer a test row, sampled as in training; `eval_unscored` rows are left out."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         rows = self.test_prompts[rank::processes]
-        total, count = 0.0, 0
+        total, count, missing = 0.0, 0, 0
         if rows:
             ids = self._sample(rows, [(row.row, self.grpo.num_generations) for row in rows])
             answers = [str(text) for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
-            found_N = self.scores.raw(reward_columns(rows, answers, ids) | self._without_logging())
+            found_N = self.scores.raw(reward_columns(rows, answers, ids) | outside_training(self.state))
             finite_N = found_N[torch.isfinite(found_N)]
-            total, count = float(finite_N.sum()), len(finite_N)
+            total, count, missing = float(finite_N.sum()), len(finite_N), len(rows) - len(finite_N)
         metrics.add(f"{prefix}_reward", total, count)
-
-
-def _to_nowhere(name: str, value: Any) -> None:
-    """A logger of rewards that are scored outside training."""
+        metrics.add(f"{prefix}_unscored", missing, 1 if rank == 0 else 0)  # the sum over processes, no mean
 
 
 def _scored_elsewhere(**columns: Any) -> list[float]:
