@@ -56,7 +56,7 @@ def made_up_model(name: str, objective: str | None, trained: int, paraphrase: in
     seed = SeedResult(
         SEED,
         scores={name: score.items[0] for name, score in scores.items()},
-        curves={"loss": curve, "nll": curve, "grad_norm": curve, "weight_diff_norm": curve, "kl_vs_base": curve}
+        curves={"loss": curve, "nll": curve, "grad_norm": curve, "delta_w_norm": curve, "kl_vs_base": curve}
         if objective
         else {},
         config={"loss": objective, "learning_rate": 0.001 * trained, "r": 16} if objective else {},

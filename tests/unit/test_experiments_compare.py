@@ -1,5 +1,6 @@
 """A whole comparison on the tiny model: numbers, files, a run that fails, ctrl-C."""
 
+import csv
 import io
 import json
 import shutil
@@ -336,14 +337,15 @@ def test_checkpoints_are_evaluated_on_the_way_if_asked(tmp_path: Path) -> None:
 
 def test_stages_follow_each_other_and_all_are_asked_after_each(tmp_path: Path) -> None:
     """The second stage begins where the first ended: with a learning rate too small to move anything, nothing moves."""
-    first, other = small_config(tmp_path, "a", max_steps=2), write_rows(tmp_path / "other.jsonl", ROWS[:3])
-    second = small_config(tmp_path, "b", training_file=other, max_steps=3)
+    first, other = monitored(tmp_path, "a", max_steps=2), write_rows(tmp_path / "other.jsonl", ROWS[:3])
+    second = monitored(tmp_path, "b", training_file=other, max_steps=3)
     still = second.model_copy(update={"learning_rate": 1e-12})
     plain = tiny_experiment(sft=first)
     experiment = replace(
         plain, stages=("one", "two"), runs={"moving": {7: (first, second)}, "still": {7: (first, still)}}
     )
     results = run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+    log_prob = "capitals_log_prob"
     assert results.stages == ("one", "two")
     moving, still_run = results.runs
     alone = run_experiment(plain, tmp_path / "alone", Console(quiet=True)).runs[0].scores
@@ -351,8 +353,19 @@ def test_stages_follow_each_other_and_all_are_asked_after_each(tmp_path: Path) -
         assert run.after("one") == alone
         assert run.after("two") == run.scores
         assert [step for step, _ in run.seeds[0].curves["loss"]] == [1, 2, 3, 4, 5]
-    assert "weight_diff_norm" not in moving.seeds[0].curves  # from each stage's own start: no curve of anything
-    log_prob = "capitals_log_prob"
+    assert run_of(results, "moving").events(Tag.MONITORING)[-1].values["delta_w_norm"] > 0.0
+    assert "delta_w_norm" not in moving.seeds[0].curves  # from each stage's own start: no curve of anything
+    assert (moving.config["max_steps"], moving.config["learning_rate"]) == ({"one": 2, "two": 3}, 0.5)
+    assert still_run.config["learning_rate"] == {"one": 0.5, "two": 1e-12}
+    rows = list(csv.DictReader(io.StringIO(results.as_csv())))
+    means = {
+        (row["model"], row["stage"], row["seed"]): float(row["mean"]) for row in rows if row["measure"] == log_prob
+    }
+    for run in results.runs:
+        for stage in ("one", "two"):
+            mean = run.after(stage)[log_prob].mean
+            assert means[run.name, stage, "7"] == pytest.approx(means[run.name, stage, "all"]) == pytest.approx(mean)
+    assert next((model, stage) for model, stage, seed in means if seed == "all") == ("base", "")
     assert still_run.scores[log_prob].mean == pytest.approx(alone[log_prob].mean, abs=1e-4)
     assert abs(moving.scores[log_prob].mean - alone[log_prob].mean) > 0.01
     assert moving.scores["kl_vs_base"].mean > moving.after("one")["kl_vs_base"].mean > 0.0
@@ -362,8 +375,10 @@ def test_stages_follow_each_other_and_all_are_asked_after_each(tmp_path: Path) -
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert 'data-run="still" data-stage="two" data-stage-measure="trained"' in page
     assert (tmp_path / "out" / "stages.png").read_bytes()[:4] == b"\x89PNG"
-    read = ExperimentResults.from_json(json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8")))
-    assert read == results
+    written = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert ExperimentResults.from_json(written) == results
+    summary = written["models"][1]["summary_after"]["one"][log_prob]
+    assert (summary["mean"], summary["low"]) == (alone[log_prob].mean, alone[log_prob].interval.low)
 
 
 def test_stages_with_merged_models_and_scores_on_the_way(tmp_path: Path) -> None:

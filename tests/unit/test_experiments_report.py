@@ -18,14 +18,14 @@ from tests.made_up import (
     made_up_seeds,
 )
 from tutelage.config import OBJECTIVES
-from tutelage.evaluation import Role, Unit
+from tutelage.evaluation import Measure, Role, Unit
 from tutelage.experiments.curves import Panel, panel_figure, panels_of, trajectories_figure
 from tutelage.experiments.figure_style import DARK, LIGHT, OBJECTIVE_COLOURS, OBJECTIVE_MARKERS
 from tutelage.experiments.figures import tradeoff_figure, write_figures
-from tutelage.experiments.report import differing_options, questions, report_html, shared_options
+from tutelage.experiments.report import differing_options, questions, report_html, shared_options, trained_otherwise
 from tutelage.experiments.specification import KL_VS_BASE
 
-SHOWN = ("loss", "nll", "grad_norm", "weight_diff_norm", "kl_vs_base")
+SHOWN = ("loss", "nll", "grad_norm", "delta_w_norm", "kl_vs_base")
 """What made-up runs have curves of."""
 
 
@@ -209,6 +209,48 @@ def test_every_judgement_stands_below_its_answer() -> None:
     results = made_up_results(replace(models[1], answers={"trained": rows}))
     page = report_html(results)
     assert page.count("<small>in spanish: spanish, coherent: 85, kind: no judgement</small>") == len(rows)
+
+
+def test_runs_of_another_day_say_what_they_were_trained_in() -> None:
+    results = made_up_results()
+    environment = {"versions": {"torch": "2.13.0"}, "git_commit": "abc"}
+    one, two, *others = results.runs
+    old = replace(one.seeds[0], environment={"versions": {"torch": "2.12.0"}, "git_commit": "abc"})
+    same = replace(two.seeds[0], environment=environment)
+    models = (results.base, replace(one, seeds=(old,)), replace(two, seeds=(same,)), *others)
+    results = replace(results, environment=environment, models=models)
+    assert trained_otherwise(results) == [("sft, seed 7", "versions torch", "2.12.0")]
+    page = report_html(results)
+    assert "<td>sft, seed 7</td><td>versions torch</td><td><code>&#34;2.12.0&#34;</code></td>" in page
+    assert "Trained before" not in report_html(made_up_results())
+
+
+def test_without_a_task_the_tradeoff_shows_what_judges_said() -> None:
+    results = made_up_results()
+    judged = {
+        "open.sense": Measure("open.sense", "open: sense", Role.FREEFORM, Unit.POINTS),
+        "open.yes": Measure("open.yes", "open: yes", Role.FREEFORM, Unit.SHARE, higher_is_better=None),
+    }
+    models = tuple(
+        replace(
+            model,
+            seeds=tuple(
+                replace(seed, scores=dict(seed.scores) | {"open.sense": (50.0, 70.0), "open.yes": (1.0, 0.0)})
+                for seed in model.seeds
+            ),
+        )
+        for model in results.models
+    )
+    for names, title, height in (
+        (("open.yes", "open.sense"), "Judged answers against drift: up and left is better", 60.0),
+        (("open.yes",), "Judged answers against drift", 0.5),
+    ):
+        measures = (*(judged[name] for name in names), CAPITALS, KL_VS_BASE)
+        prior, drift = tradeoff_figure(replace(results, measures=measures, models=models), LIGHT).axes
+        assert drift.get_title() == title
+        for axes in (prior, drift):
+            points = [float(line.get_ydata()[0]) for line in axes.lines if line.get_marker() not in ("", "None", None)]
+            assert points == [height] * len(models)
 
 
 def test_a_score_in_a_unit_of_its_own_is_a_number_and_no_mark() -> None:

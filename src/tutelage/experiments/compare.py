@@ -28,12 +28,15 @@ from tutelage.files import only_process_in
 from tutelage.training import Run, train
 from tutelage.training.checkpoints import latest_checkpoint
 from tutelage.training.checks import checked_inputs
-from tutelage.training.record import describe_run
+from tutelage.training.record import describe_run, read_record
 
 logger = logging.getLogger(__name__)
 
-FROM_THE_START = ("kl_vs_base", "weight_diff_norm")
+FROM_THE_START = ("kl_vs_base", "delta_w_norm")
 """Curves of what a run measures against the weights it began with."""
+
+ENVIRONMENT = ("versions", "hardware", "git_commit")
+"""What the report says of where it was made, from a record such as `run.json`."""
 
 
 def run_experiment(experiment: Experiment, output: Path, console: Console) -> ExperimentResults:
@@ -175,14 +178,15 @@ class _Comparison:
             logger.warning("run %s, seed %d failed", name, seed, exc_info=error)
             self._say(f"warning: {label} failed and is left out: {reason}")
             path = str(done[-1].run.path) if done else None
-            return SeedResult(seed, Status.FAILED, reason, config=chain[0].flat(), run_path=path), None
+            return SeedResult(seed, Status.FAILED, reason, config=self._config(chain), run_path=path), None
         last = done[-1]
         result = SeedResult(
             seed=seed,
             scores=last.evaluated.scores,
             failed=last.evaluated.failed,
             curves=last.curves,
-            config=chain[0].flat(),
+            config=self._config(chain),
+            environment={key: value for key, value in read_record(last.run.path).items() if key in ENVIRONMENT},
             run_path=str(last.run.path),
             after={name: stage.evaluated.scores for name, stage in zip(self.experiment.stages, done, strict=False)},
             reused=all(stage.reused for stage in done),
@@ -190,6 +194,16 @@ class _Comparison:
             evaluation_seconds=sum(stage.evaluated.seconds for stage in done),
         )
         return result, last.evaluated
+
+    def _config(self, chain: Chain) -> dict[str, Any]:
+        """The options of the first stage; where a later one has another value, that option's values by stage."""
+        flat = [config.flat() for config in chain]
+        return {
+            name: value
+            if all(options.get(name) == value for options in flat)
+            else {stage: options.get(name) for stage, options in zip(self.experiment.stages, flat, strict=True)}
+            for name, value in flat[0].items()
+        }
 
     def _stage(
         self, name: str, seed: int, chain: Chain, number: int, before: "list[_Stage]", label: str, identity: str
@@ -307,7 +321,7 @@ def _results(experiment: Experiment, comparison: _Comparison, models: list[Model
         models=tuple(models),
         stages=experiment.stages,
         data=experiment.data,
-        environment={key: record[key] for key in ("versions", "hardware", "git_commit")},
+        environment={key: record[key] for key in ENVIRONMENT},
         introduction=experiment.texts.introduction,
         notes=experiment.texts.notes,
         sources=experiment.texts.sources,

@@ -60,20 +60,33 @@ def tradeoff_figure(results: ExperimentResults, theme: Theme) -> Figure:
 
 @dataclass(frozen=True)
 class _Learned:
-    """New knowledge, as one measure or several together have it. scores: by model."""
+    """What the vertical axis shows, as one measure or several together have it. kind: `new knowledge`, or what judges
+    said of the answers where nothing else was asked. scores: by model."""
 
+    kind: str
     title: str
     unit: Unit
+    higher_is_better: bool | None
     scores: Mapping[str, Score]
 
 
 def _learned(results: ExperimentResults) -> list[_Learned]:
-    """One or two measures of the task, each for itself; of three and more the mean over all their items."""
-    task = [measure for measure in results.of_role(Role.TASK) if measure.higher_is_better]
-    task = [measure for measure in task if measure.unit is task[0].unit]
-    groups = [[measure] for measure in task] if len(task) < 3 else [task]
+    """One or two measures of the task, each for itself; of three and more the mean over all their items.
+
+    Without any it is what judges said: of answers that are better or worse, else of the first prompt.
+    """
+    judged = results.of_role(Role.FREEFORM)
+    good = [measure for measure in (*results.of_role(Role.TASK), *judged) if measure.higher_is_better] or judged[:1]
+    shown = [measure for measure in good if measure.role is good[0].role and measure.unit is good[0].unit]
+    groups = [[measure] for measure in shown] if len(shown) < 3 else [shown]
     return [
-        _Learned(joined([measure.title for measure in group]), group[0].unit, _together(results, group))
+        _Learned(
+            "new knowledge" if group[0].role is Role.TASK else "judged answers",
+            joined([measure.title for measure in group]),
+            group[0].unit,
+            group[0].higher_is_better,
+            _together(results, group),
+        )
         for group in groups
     ]
 
@@ -107,20 +120,22 @@ def _draw_tradeoff(
             filling, size = (theme.paper, 12.0) if number > 0 else (colour_of(model), 8.0)
             _draw_point(axes, model, model.scores[across.name], one.scores[model.name], filling, size)
             places[model.name] = (model.scores[across.name].mean, one.scores[model.name].mean)
+    kind = capitalised(learned[0].kind) if learned else "Nothing learned"
+    better = bool(learned and learned[0].higher_is_better)
     if across.role is Role.DRIFT:
         widest = max((model.scores[across.name].interval.high for model in drawn), default=0.0)
         scale = widest if widest > 0 else 1.0
         axes.set_xlim(-0.06 * scale, 1.12 * scale)
-        axes.set_title("New knowledge against drift: up and left is better", color=theme.ink, fontsize=11)
+        axes.set_title(f"{kind} against drift{': up and left is better' * better}", color=theme.ink, fontsize=11)
         axes.set_xlabel(f"{across.title} on everyday prompts ({across.unit.value})")
     else:
         base = results.base.scores[across.name].mean
         axes.axvline(base, color=BASE_COLOUR, linewidth=1.0, linestyle=":", zorder=1)
-        axes.set_title("New knowledge against prior: up and right is better", color=theme.ink, fontsize=11)
+        axes.set_title(f"{kind} against prior{': up and right is better' * better}", color=theme.ink, fontsize=11)
         axes.set_xlabel(f"{across.title} ({across.unit.value}; dotted: base)")
         axes.margins(x=0.18)
     if learned:
-        axes.set_ylabel(f"new knowledge ({learned[0].unit.value})")
+        axes.set_ylabel(f"{learned[0].kind} ({learned[0].unit.value})")
         if learned[0].unit is Unit.SHARE:
             axes.set_ylim(-0.06, 1.08)
     _place_labels(axes, places, theme)

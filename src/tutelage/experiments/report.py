@@ -121,6 +121,7 @@ def report_html(results: ExperimentResults) -> str:
         samples_shown=SAMPLES_SHOWN,
         options=differing_options(results.runs),
         shared=shared_options(results.runs),
+        otherwise=trained_otherwise(results),
         as_json=lambda value: json.dumps(value, ensure_ascii=False),
         minutes=_minutes,
     )
@@ -160,6 +161,24 @@ def _judged(row: Mapping[str, Any]) -> str:
         text = f"{value:.3g}" if isinstance(value, int | float) else value or "no judgement"
         parts.append(f"{name.replace('_', ' ')}: {text}")
     return ", ".join(parts)
+
+
+def trained_otherwise(results: ExperimentResults) -> list[tuple[str, str, Any]]:
+    """(model and seed, what, its value) wherever a run was trained in another environment than the report was made in:
+    runs that were there already may be from another day, commit or machine."""
+    here = _flattened(results.environment)
+    return [
+        (f"{model.name}, seed {seed.seed}", name, value)
+        for model in results.runs
+        for seed in model.finished
+        for name, value in _flattened(seed.environment).items()
+        if value != here.get(name)
+    ]
+
+
+def _flattened(environment: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {name: value if isinstance(value, Mapping) else {"": value} for name, value in environment.items()}
+    return {f"{name} {key}".strip(): value for name, part in parts.items() for key, value in part.items()}
 
 
 def differing_options(runs: list[ModelResult]) -> dict[str, list[Any]]:

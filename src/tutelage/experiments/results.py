@@ -89,7 +89,8 @@ class SeedResult:
     """The base model, or a run with one seed. Of a failed one, `error` says why and there are no scores.
 
     scores: measure name to one value an item. failed: evaluation name to what it had to leave out. after:
-    stage to scores, where there are stages; the last ones are `scores`. reused: it was there already.
+    stage to scores, where there are stages; the last ones are `scores`. environment: what it was trained in, of the
+    last stage, as in `ExperimentResults`. reused: it was there already.
     """
 
     seed: int
@@ -99,6 +100,7 @@ class SeedResult:
     failed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
     run_path: str | None = None
     after: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     reused: bool = False
@@ -191,7 +193,8 @@ class ExperimentResults:
         """Plain values, with the means and intervals beside the items; `from_json` is the reverse."""
         plain: dict[str, Any] = json.loads(json.dumps(_without_nan(asdict(self)), default=_plain))
         for model, values in zip(self.models, plain["models"], strict=True):
-            values["summary"] = {name: asdict(score.interval) for name, score in model.scores.items()}
+            values["summary"] = _summary(model.scores)
+            values["summary_after"] = {stage: _summary(model.after(stage)) for stage in self.stages}
         return plain
 
     @classmethod
@@ -205,30 +208,30 @@ class ExperimentResults:
         return cls(**read)
 
     def as_csv(self) -> str:
-        """One row a model, seed and measure, and one for all seeds together (`all`), which has the intervals;
-        differences are to the base. Failed seeds have one row without numbers."""
+        """One row a model, stage, seed and measure, and one for all seeds together (`all`), which has the intervals;
+        differences are to the base, which is before all stages. Failed seeds have one row without numbers."""
         text = io.StringIO()
         writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for model in self.models:
             head = {"model": model.name, "objective": model.objective or ""}
-            for seed in model.seeds:
-                row = head | {"seed": seed.seed, "status": seed.status.value}
-                if seed.status is Status.FAILED:
-                    writer.writerow(row)
-                for name, items in seed.scores.items():
-                    finite = [value for value in items if math.isfinite(value)]
-                    mean = sum(finite) / len(finite) if finite else ""
-                    writer.writerow(
-                        row
-                        | {"measure": name, "unit": self.measure(name).unit.value, "items": len(finite), "mean": mean}
-                    )
-            for name in model.scores:
-                writer.writerow(head | {"seed": "all", "status": "finished"} | self._csv_numbers(model, name))
+            writer.writerows(head | {"seed": seed.seed, "status": seed.status.value} for seed in model.failed)
+            for stage in ("",) if model is self.base else self.stages or ("",):
+                for seed in model.finished:
+                    row = head | {"stage": stage, "seed": seed.seed, "status": seed.status.value}
+                    for name, items in (seed.after.get(stage, {}) if stage else seed.scores).items():
+                        writer.writerow(row | self._csv_of_seed(name, items))
+                for name, score in (model.after(stage) if stage else model.scores).items():
+                    row = head | {"stage": stage, "seed": "all", "status": Status.FINISHED.value}
+                    writer.writerow(row | self._csv_of_all(name, score))
         return text.getvalue()
 
-    def _csv_numbers(self, model: ModelResult, name: str) -> dict[str, Any]:
-        score = model.scores[name]
+    def _csv_of_seed(self, name: str, items: Sequence[float]) -> dict[str, Any]:
+        finite = [value for value in items if math.isfinite(value)]
+        mean = sum(finite) / len(finite) if finite else ""
+        return {"measure": name, "unit": self.measure(name).unit.value, "items": len(finite), "mean": mean}
+
+    def _csv_of_all(self, name: str, score: Score) -> dict[str, Any]:
         interval = score.interval
         numbers: dict[str, Any] = {
             "measure": name,
@@ -251,9 +254,13 @@ class ExperimentResults:
 
 
 CSV_COLUMNS = (
-    *("model", "objective", "seed", "status", "measure", "unit", "items"),
+    *("model", "objective", "stage", "seed", "status", "measure", "unit", "items"),
     *("mean", "low", "high", "level", "difference", "difference_low", "difference_high"),
 )
+
+
+def _summary(scores: Mapping[str, Score]) -> dict[str, Any]:
+    return {name: asdict(score.interval) for name, score in scores.items()}
 
 
 def _scores(seeds: Sequence[Mapping[str, tuple[float, ...]]]) -> dict[str, Score]:
@@ -282,7 +289,7 @@ def _plain(value: Any) -> Any:
 
 
 def _model(values: Mapping[str, Any]) -> ModelResult:
-    fields = {key: value for key, value in values.items() if key not in ("summary", "seeds")}
+    fields = {key: value for key, value in values.items() if key not in ("summary", "summary_after", "seeds")}
     return ModelResult(**fields, seeds=tuple(_seed(seed) for seed in values["seeds"]))
 
 
