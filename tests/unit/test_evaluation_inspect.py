@@ -276,3 +276,11 @@ def test_a_task_in_a_suite_is_a_measure(tmp_path: Path) -> None:
     assert outcome.failed == {}
     assert outcome.rows[0]["answer"] == answer.strip()
     assert list((tmp_path / "logs").iterdir())
+
+
+def test_a_task_is_looked_for_before_a_model_is_loaded(tmp_path: Path) -> None:
+    """`check` needs no model."""
+    (tmp_path / "tasks.py").write_text(FILE, encoding="utf-8")
+    (evaluation,) = read_suite({"task": [{"kind": "inspect", "task": "tasks.py@answer"}]}, tmp_path, "suite.yaml")
+    with pytest.raises(ConfigError, match="has no task 'answer'; did you mean 'answers'"):
+        evaluation.check()

@@ -354,3 +354,15 @@ def test_a_task_in_a_suite_is_a_measure_with_the_items_of_the_harness(tmp_path: 
 def test_a_task_file_that_is_missing_is_named_when_the_suite_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"suite.yaml: task\[0\]: tasks: .*none.yaml: no such file"):
         read_suite({"task": [{"kind": "lm_eval", "tasks": ["none.yaml"]}]}, tmp_path, "suite.yaml")
+
+
+def test_tasks_and_their_data_are_looked_for_before_a_model_is_loaded(tmp_path: Path) -> None:
+    """`check` needs no model."""
+    path = write_task(tmp_path, CHOICE, None)
+    for task, error, message in (
+        ("helaswag", ConfigError, "did you mean 'hellaswag'"),
+        (path.name, DataError, "there is no data file"),
+    ):
+        (evaluation,) = read_suite({"prior": [{"kind": "lm_eval", "tasks": [task]}]}, tmp_path, "suite.yaml")
+        with pytest.raises(error, match=message):
+            evaluation.check()

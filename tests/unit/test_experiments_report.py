@@ -214,14 +214,14 @@ def test_every_judgement_stands_below_its_answer() -> None:
 def test_runs_of_another_day_say_what_they_were_trained_in() -> None:
     results = made_up_results()
     environment = {"versions": {"torch": "2.13.0"}, "git_commit": "abc"}
-    one, two, *others = results.runs
-    old = replace(one.seeds[0], environment={"versions": {"torch": "2.12.0"}, "git_commit": "abc"})
-    same = replace(two.seeds[0], environment=environment)
-    models = (results.base, replace(one, seeds=(old,)), replace(two, seeds=(same,)), *others)
-    results = replace(results, environment=environment, models=models)
-    assert trained_otherwise(results) == [("sft, seed 7", "versions torch", "2.12.0")]
+    old = environment | {"versions": {"torch": "2.12.0"}}
+    models = [results.base]
+    for run, trained_in in zip(results.runs, (old, environment, old), strict=True):
+        models.append(replace(run, seeds=(replace(run.seeds[0], environment=trained_in),)))
+    results = replace(results, environment=environment, models=tuple(models))
+    assert trained_otherwise(results) == [("versions torch", '"2.12.0"', "sft, seed 7; sdft, seed 7")]
     page = report_html(results)
-    assert "<td>sft, seed 7</td><td>versions torch</td><td><code>&#34;2.12.0&#34;</code></td>" in page
+    assert "<td>versions torch</td><td><code>&#34;2.12.0&#34;</code></td><td>sft, seed 7; sdft, seed 7</td>" in page
     assert "Trained before" not in report_html(made_up_results())
 
 

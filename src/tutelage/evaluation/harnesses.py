@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.data.chat_template import ChatTemplate
-from tutelage.evaluation.inspect_tasks import evaluate_inspect
+from tutelage.evaluation.inspect_tasks import check_inspect, evaluate_inspect
 from tutelage.evaluation.kinds import NamedEvaluation
-from tutelage.evaluation.lm_eval import LmEvalTask, evaluate_lm_eval
+from tutelage.evaluation.lm_eval import LmEvalTask, check_lm_eval, evaluate_lm_eval
 from tutelage.evaluation.measures import Measure, Outcome, Role, Unit
-from tutelage.evaluation.third_party import require_package
 from tutelage.models import LoadedModel
 
 SHARES = ("acc", "acc_norm", "exact_match", "em", "accuracy", "match", "includes", "exact")
@@ -32,7 +31,7 @@ class LmEvalEvaluation(NamedEvaluation):
     batch_size: int = 32
 
     def check(self) -> None:
-        require_package("lm_eval", "lm-eval", "lm-eval")
+        check_lm_eval(self.tasks, self.include_path)
 
     def run(self, loaded: LoadedModel, template: ChatTemplate) -> Outcome:
         result = evaluate_lm_eval(
@@ -77,7 +76,7 @@ class InspectEvaluation(NamedEvaluation):
     batch_size: int = 32
 
     def check(self) -> None:
-        require_package("inspect_ai", "inspect-ai", "inspect")
+        check_inspect(self.task)
 
     def run(self, loaded: LoadedModel, template: ChatTemplate) -> Outcome:
         with tempfile.TemporaryDirectory() as scratch:

@@ -119,6 +119,13 @@ def evaluate_inspect(
         return _result(task, logs, provider.own_failure())
 
 
+def check_inspect(task: str) -> None:
+    """Whether there is such a task; it is not made. Raises ConfigError for a missing package and an unknown task."""
+    require_package("inspect_ai", "inspect-ai", "inspect")
+    with tempfile.TemporaryDirectory() as scratch, _contained(Path(scratch)):
+        _specification(task)
+
+
 @contextlib.contextmanager
 def _contained(scratch: Path) -> Iterator[None]:
     """What Inspect does to the process is undone: environment, log handlers; its caches and traces are elsewhere."""

@@ -134,6 +134,13 @@ def evaluate_lm_eval(
     return LmEvalResult(tuple(_task(name, results) for name in results["results"]))
 
 
+def check_lm_eval(tasks: Sequence[str], include_path: Path | None = None) -> None:
+    """The tasks with their data, loaded without a model. Raises as `evaluate_lm_eval` does."""
+    require_package("lm_eval", "lm-eval", "lm-eval")
+    with tempfile.TemporaryDirectory() as scratch, quiet("lm_eval"), _one_process():
+        _load(tasks, include_path, Path(scratch))
+
+
 @contextlib.contextmanager
 def _one_process() -> Iterator[None]:
     """Standard errors without a pool of processes, each of which would hold the model."""

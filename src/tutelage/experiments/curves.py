@@ -39,7 +39,7 @@ PANELS = (
         "gold answers; sdft: rollouts, or gold answers off policy",
     ),
     Panel("grad_norm", "Gradient norm", "before clipping"),
-    Panel("delta_w_norm", "Weight drift", "‖W − W₀‖, Frobenius, of the effective weights"),
+    Panel("delta_w_norm", "Weight drift", "‖W − W₀‖ of the effective weights"),
     Panel("kl_vs_base", "KL to base, everyday prompts", "KL(tuned ‖ base), nats per token"),
     Panel("reward", "Mean reward of the rollouts", "the reward's own unit"),
     Panel("rewards/margins", "Margin of chosen over rejected", "implicit reward, nats times β"),

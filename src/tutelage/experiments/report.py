@@ -163,17 +163,18 @@ def _judged(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def trained_otherwise(results: ExperimentResults) -> list[tuple[str, str, Any]]:
-    """(model and seed, what, its value) wherever a run was trained in another environment than the report was made in:
-    runs that were there already may be from another day, commit or machine."""
+def trained_otherwise(results: ExperimentResults) -> list[tuple[str, str, str]]:
+    """(what, its value as JSON, the runs) wherever runs were trained in another environment than the report was made
+    in: those that were there already may be from another day, commit or machine."""
     here = _flattened(results.environment)
-    return [
-        (f"{model.name}, seed {seed.seed}", name, value)
-        for model in results.runs
-        for seed in model.finished
-        for name, value in _flattened(seed.environment).items()
-        if value != here.get(name)
-    ]
+    runs: dict[tuple[str, str], list[str]] = {}
+    for model in results.runs:
+        for seed in model.finished:
+            for name, value in _flattened(seed.environment).items():
+                if value != here.get(name):
+                    key = (name, json.dumps(value, ensure_ascii=False))
+                    runs.setdefault(key, []).append(f"{model.name}, seed {seed.seed}")
+    return [(name, value, "; ".join(named)) for (name, value), named in runs.items()]
 
 
 def _flattened(environment: Mapping[str, Any]) -> dict[str, Any]:
