@@ -46,7 +46,7 @@ def test_all_files_are_there(demo: tuple[Path, Any]) -> None:
     output = demo[0]
     assert {path.name for path in output.iterdir()} == {
         *(".lock", "data", "experiment.yaml", "runs", "evaluations", "report.html", "results.csv", "results.json"),
-        *("tradeoff.png", "training_trajectories.png"),
+        *("differences.csv", "tradeoff.pdf", "tradeoff.png", "training_trajectories.pdf", "training_trajectories.png"),
     }
     runs = sorted((output / "runs").iterdir())
     assert [path.name.rpartition("-")[0] for path in runs] == ["sdft-seed2", "sft-seed2"]

@@ -19,11 +19,12 @@ def trained(config: Path, folder: Path, **options: object) -> Run:
 
 
 def test_the_mean_reward_rises_within_a_few_steps(tmp_path: Path) -> None:
-    run = trained(EXAMPLES / "traits_grpo" / "grpo.yaml", tmp_path, max_steps=9)
+    """A larger learning rate than the example's, and fewer steps."""
+    run = trained(EXAMPLES / "traits_grpo" / "grpo.yaml", tmp_path, max_steps=6, learning_rate=1e-3)
     rewards = [event.values["reward"] for event in run.events(Tag.TRAIN)]
     assert run.events(Tag.CHECK)[0].values["gold_reward"] == pytest.approx(2.0, abs=0.01)
-    assert max(rewards[:3]) < 0.3
-    assert sum(rewards[-2:]) / 2 > 0.5, rewards
+    assert max(rewards[:2]) < 0.3
+    assert sum(rewards[-2:]) / 2 > 0.4, rewards
 
 
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])

@@ -113,6 +113,20 @@ def test_two_processes_equal_one(tmp_path: Path, loss: str) -> None:
 def test_two_processes_equal_one_in_trl_s_trainers(tmp_path: Path, loss: str) -> None:
     """Steps that fill both processes; orpo averages its NLL over the tokens of each process, in TRL."""
     options: dict[str, Any] = {"learning_rate": 0.05}
+    if loss == "grpo":
+        reward = tmp_path / "picky.py"
+        reward.write_text(
+            "def picky(*, completions, **columns):\n"
+            "    lengths = [len(turns[-1]['content']) for turns in completions]\n"
+            "    return [length / 100 if length % 3 else None for length in lengths]\n",
+            encoding="utf-8",
+        )
+        options |= {
+            "grpo_reward_function": f"{reward}:picky",
+            "test_file": write_rows(tmp_path / "test.jsonl", [*TEST_ROWS, *MORE_ROWS]),
+            "test_file_eval_strategy": "steps",
+            "test_file_eval_steps": 2,
+        }
     one = any_run(tmp_path, "one", loss, **options)
     one_step_less = any_run(tmp_path, "one-step", loss, **options, max_steps=1)
     config = one.config.model_copy(update={"output_dir": tmp_path / "two", "per_device_train_batch_size": 4})
@@ -122,6 +136,11 @@ def test_two_processes_equal_one_in_trl_s_trainers(tmp_path: Path, loss: str) ->
     for event, reference in zip(two.events(Tag.TRAIN), one.events(Tag.TRAIN), strict=True):
         for name in ("loss", "reward", "reward_std", "unscored") if loss == "grpo" else ("loss", "rewards/margins"):
             assert event.values[name] == pytest.approx(reference.values[name], rel=1e-4, abs=1e-6), name
+    if loss == "grpo":
+        (measured,), (expected,) = two.events(Tag.EVAL), one.events(Tag.EVAL)
+        assert expected.values["eval_unscored"] > 0
+        for name in ("eval_reward", "eval_unscored", "eval_nll"):
+            assert measured.values[name] == pytest.approx(expected.values[name], rel=1e-3), name
 
 
 def test_two_processes_resume_where_they_were(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def rollouts() -> list[Rollout]:
 
     lengths = [(4, 12, [*tokens(4), EOS]), (9, 30, [*tokens(1), EOS]), (6, 15, tokens(9))]
     return [
-        Rollout(DistillationRow(tokens(prompt), tokens(teacher), [EOS], "", "", 1.0, row, f"r:{row}"), response, True)
+        Rollout(
+            DistillationRow(tokens(prompt), tokens(teacher), "", [EOS], "", "", 1.0, row, f"r:{row}"), response, True
+        )
         for row, (prompt, teacher, response) in enumerate(lengths)
     ]
 

@@ -104,6 +104,7 @@ def test_unknown_override_names_the_nearest(write: Write) -> None:
 def test_input_files_are_beside_the_config(write: Write) -> None:
     path = write(
         "test_file: held/out.jsonl\n"
+        "monitoring_eval_steps: 5\n"
         "monitoring_prompts: prompts.jsonl\n"
         "logp_callback_datasets: {facts: facts.jsonl}\n"
         "sampling_callbacks: [{file: ask.jsonl, every_n_steps: 3}]\n"
@@ -124,7 +125,7 @@ def test_input_files_are_beside_the_config(write: Write) -> None:
 def test_absolute_and_home_paths_stay(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     absolute = tmp_path / "elsewhere.jsonl"
-    config = load_config(write(f"test_file: {absolute}\nmonitoring_prompts: ~/prompts.jsonl"))
+    config = load_config(write(f"test_file: {absolute}\nmonitoring_eval_steps: 5\nmonitoring_prompts: ~/prompts.jsonl"))
     assert config.test_file == absolute
     assert config.monitoring_prompts == tmp_path / "home" / "prompts.jsonl"
 

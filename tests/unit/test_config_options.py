@@ -317,6 +317,18 @@ def test_flat_fills_in_the_learning_rate() -> None:
     assert config(loss="sdft", is_peft=False).flat()["learning_rate"] == 1e-5
 
 
+def test_what_is_monitored_needs_a_rhythm() -> None:
+    for options in (
+        {"monitoring_prompts": "p.jsonl"},
+        {"monitoring_directions": {"d": {"a": "a.jsonl", "b": "b.jsonl"}}},
+    ):
+        (name,) = options
+        assert (
+            refusal(**options)
+            == f"{name}: nothing is measured without monitoring_eval_steps; give it, or leave this out"
+        )
+
+
 def test_flat_is_plain_json() -> None:
     directions = {"formal": {"a": Path("a.jsonl"), "b": Path("b.jsonl")}}
     flat = config(output_dir=Path("runs/one"), monitoring_eval_steps=5, monitoring_directions=directions).flat()

@@ -67,7 +67,8 @@ def test_targets_are_given_or_the_last_answer(tmp_path: Path):
 
 @pytest.mark.parametrize("row", [{"prompt": "q"}, {"messages": [USER]}, {"prompt": "q", "target": 4}])
 def test_a_question_without_a_target(tmp_path: Path, row: dict[str, Any]):
-    with pytest.raises(DataError, match=r"q\.jsonl:1: no target; give a text 'target'"):
+    message = "'target' is '4', of type int; give a text" if "target" in row else "no target; give a text 'target'"
+    with pytest.raises(DataError, match=rf"q\.jsonl:1: {message}"):
         read_questions(write_rows(tmp_path / "q.jsonl", row))
 
 
@@ -85,7 +86,7 @@ def test_the_right_choice_is_a_text_or_an_index(tmp_path: Path):
         ({"choices": ["a", "b"], "answer": "c"}, "'answer' is 'c'"),
         ({"choices": ["a", "b"], "answer": 2}, "'answer' is '2'; .* index from 0 to 1"),
         ({"choices": ["a", "b"], "answer": True}, "'answer' is 'True'"),
-        ({"choices": ["a", "b"]}, "'answer' is 'None'"),
+        ({"choices": ["a", "b"]}, "no 'answer'; give one of the choices"),
         ({"choices": ["a", "a"], "answer": 0}, "1 different choices of 2"),
         ({"choices": ["a"], "answer": 0}, "give two or more"),
         ({"choices": "ab", "answer": 0}, "give a list of texts"),

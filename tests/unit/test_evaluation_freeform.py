@@ -232,7 +232,7 @@ def test_check_asks_the_judge(tmp_path: Path):
         questions=read_freeform_questions(path),
         judge=Judge("m", base_url=refused_url()),
     )
-    with pytest.raises(ConfigError, match="nothing answers at"):
+    with pytest.raises(ConfigError, match="open: judge: nothing answers at"):
         nobody.check()
 
 
@@ -277,6 +277,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "an empty paraphrase": (
         [question("one", paraphrases=["q", " "])],
         "one: paraphrases: ['q', ' '] does not fit; give at least one text, and none that is empty",
+    ),
+    "a paraphrase twice": (
+        [question("one", paraphrases=["q", "q"])],
+        "one: paraphrases: ['q', 'q'] does not fit; one stands there twice; put the question in other words, or raise "
+        "samples_per_paraphrase",
+    ),
+    "a text for paraphrases": (
+        [question("one", paraphrases="Why?")],
+        "one: paraphrases: 'Why?' does not fit; give a list of texts, be it of one",
+    ),
+    "a place that is none": (
+        [question("one", judge_prompts={"good": "{ question }: {answer}"})],
+        "one: judge_prompts.good: prompt: '{ question }: {answer}' does not fit; { question } stands for nothing; "
+        "write {question} and {answer}, without spaces",
     ),
     "no id": (
         [question("one"), question("two", id=None)],

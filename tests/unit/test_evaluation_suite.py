@@ -244,7 +244,7 @@ REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
     ),
     "a judge that cannot be": (
         {"freeform": [OPEN | {"judge_base_url": "localhost"}]},
-        "suite.yaml: freeform[0]: judge: base_url is 'localhost'; begin it with http:// or https://",
+        "suite.yaml: freeform[0]: judge: judge_base_url is 'localhost'; begin it with http:// or https://",
     ),
     "a name that is none": (
         {"task": [LOG_PROB | {"name": "a b"}]},
@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
     ),
     "choices without choices": (
         {"task": [CAPITALS | {"file": "data/calls.jsonl"}]},
-        "{folder}/data/calls.jsonl:1: 'choices' is 'None'; give a list of texts",
+        "{folder}/data/calls.jsonl:1: no 'choices'; give a list of texts",
     ),
     "targets that the scorer cannot read": (
         {"task": [generate(scorer="tool_call_match")]},
@@ -436,6 +436,18 @@ def test_judges_are_looked_for_before_the_model_is_loaded(folder: Path):
     section = {"task": generate(), "freeform": OPEN | {"judge_base_url": refused_url()}}
     with pytest.raises(ConfigError, match="nothing answers at"):
         ask(read(folder, section))
+    assert ask.loaded == 0
+
+
+def test_scorers_are_tried_before_the_model_is_loaded(folder: Path):
+    ask = Asking(folder / "results")
+    for body, message in (
+        ("return answr == target", "raised NameError"),
+        ("return 100", "returned 100; return a number from 0 to 1"),
+    ):
+        (folder / "own.py").write_text(f"def half(answer, target):\n    {body}\n")
+        with pytest.raises(ConfigError, match=message):
+            ask(read(folder, {"task": generate(scorer="own.py:half")}))
     assert ask.loaded == 0
 
 

@@ -27,6 +27,7 @@ from tutelage.events import Tag
 from tutelage.experiments import Experiment, ExperimentResults, compare, run_experiment
 from tutelage.experiments.results import ModelResult
 from tutelage.experiments.specification import Texts
+from tutelage.experiments.tables import results_csv
 from tutelage.files import only_process_in
 from tutelage.monitoring import everyday_prompts
 from tutelage.training import Run
@@ -178,12 +179,15 @@ def test_everything_is_on_disk(compared: tuple[ExperimentResults, Path, str]) ->
     results, output, _ = compared
     assert {path.name for path in output.iterdir()} == {
         ".lock",
+        "differences.csv",
         "evaluations",
         "report.html",
         "results.csv",
         "results.json",
         "runs",
+        "tradeoff.pdf",
         "tradeoff.png",
+        "training_trajectories.pdf",
         "training_trajectories.png",
     }
     read = ExperimentResults.from_json(json.loads((output / "results.json").read_text(encoding="utf-8")))
@@ -357,7 +361,7 @@ def test_stages_follow_each_other_and_all_are_asked_after_each(tmp_path: Path) -
     assert "delta_w_norm" not in moving.seeds[0].curves  # from each stage's own start: no curve of anything
     assert (moving.config["max_steps"], moving.config["learning_rate"]) == ({"one": 2, "two": 3}, 0.5)
     assert still_run.config["learning_rate"] == {"one": 0.5, "two": 1e-12}
-    rows = list(csv.DictReader(io.StringIO(results.as_csv())))
+    rows = list(csv.DictReader(io.StringIO(results_csv(results))))
     means = {
         (row["model"], row["stage"], row["seed"]): float(row["mean"]) for row in rows if row["measure"] == log_prob
     }

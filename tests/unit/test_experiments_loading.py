@@ -27,6 +27,22 @@ def test_base_run_seed_and_monitor_become_a_config(tmp_path: Path) -> None:
     assert len(experiment.drift_prompts) == 16
 
 
+def test_a_run_may_switch_off_what_is_monitored_and_one_may_have_a_rhythm_of_its_own(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "hi"}\n', encoding="utf-8")
+    monitor = {"every": 5, "prompts": "prompts.jsonl"}
+    runs = {"on": {"loss": "dft"}, "off": {"loss": "sft", "monitoring_eval_steps": None}}
+    chains = loaded(tmp_path, monitor=monitor, runs=runs).runs
+    on, off = (next(iter(chains[name].values()))[0] for name in ("on", "off"))
+    assert (on.monitoring_eval_steps, on.monitoring_prompts) == (5, prompts)
+    assert (off.monitoring_eval_steps, off.monitoring_prompts) == (None, None)
+    runs = {"on": {"loss": "dft", "monitoring_eval_steps": 3}, "off": {"loss": "sft"}}
+    chains = loaded(tmp_path, monitor={"own_answers": False}, runs=runs).runs
+    on, off = (next(iter(chains[name].values()))[0] for name in ("on", "off"))
+    assert (on.monitoring_eval_steps, on.monitoring_own_answers) == (3, False)
+    assert off.monitoring_eval_steps is None
+
+
 def test_stages_are_links_of_a_chain(tmp_path: Path) -> None:
     experiment = loaded(tmp_path, stages={"one": {}, "two": {"max_steps": 3, "learning_rate": 1e-5}})
     assert experiment.stages == ("one", "two")
@@ -35,7 +51,7 @@ def test_stages_are_links_of_a_chain(tmp_path: Path) -> None:
 
 
 def test_without_seeds_it_is_the_seed_of_the_base(tmp_path: Path) -> None:
-    assert loaded(tmp_path, seeds=[]).seeds == (3407,)
+    assert loaded(tmp_path, seeds=None).seeds == (3407,)
 
 
 def test_evaluating_on_the_way_saves_checkpoints_as_often(tmp_path: Path) -> None:
@@ -68,7 +84,7 @@ def test_evaluating_on_the_way_saves_checkpoints_as_often(tmp_path: Path) -> Non
             "no.module",
         ),
         (
-            {"base": {"seed": "abc", "model": "m", "training_file": "rows.jsonl"}, "seeds": []},
+            {"base": {"seed": "abc", "model": "m", "training_file": "rows.jsonl"}, "seeds": None},
             "base: seed: 'abc' does not",
         ),
         ({"stages": {"one": {"seed": 9}}}, "stages.one: 'seed' stands in 'seeds', for all runs; move it there"),
@@ -78,6 +94,24 @@ def test_evaluating_on_the_way_saves_checkpoints_as_often(tmp_path: Path) -> Non
             "runs.a: save_total_limit throws away checkpoints that evaluate.every needs",
         ),
         ({"monitor": {"own_answers": False}}, "monitor: nothing is measured without 'every'; give a number of steps"),
+        ({"monitor": {"every": 0}}, "monitor.every: 0 does not fit; give a number of steps, 1 or more"),
+        (
+            {"base": {"monitoring_eval_steps": 1}, "monitor": {"every": 2}},
+            "monitor.every and base.monitoring_eval_steps are the same option; leave one out",
+        ),
+        (
+            {"monitor": {"every": 2, "directions": {"formal": {"a": "a.jsonl"}}}},
+            "monitoring_directions.formal.b is missing; add it",
+        ),
+        ({"evaluate": {"every": True}}, "evaluate.every: True does not fit"),
+        (
+            {"evaluate": {"every": 2}, "runs": {"a": {"save_steps": 100}}},
+            "runs.a: evaluate.every sets save_steps, to 2; leave save_steps out",
+        ),
+        ({"seeds": []}, "seeds: [] does not fit; give a list, such as [1, 2, 3], or leave it out"),
+        ({"seeds": 3}, "seeds: 3 does not fit; give a list, such as [1, 2, 3]"),
+        ({"seeds": [True, 2]}, "seeds.0: True does not fit"),
+        ({"name": ".."}, "name: '..' does not fit"),
         ({"run_on": "moon"}, "run_on: 'moon' does not fit"),
         ({"drift": {"prompts": "none.jsonl"}}, "none.jsonl: no such file"),
     ],

@@ -154,9 +154,14 @@ def test_figures_of_runs_that_did_not_move(tmp_path: Path) -> None:
     """One step of a run that learned nothing: no width, no height, and still a picture without a warning."""
     results = made_up_results(made_up_model("sft", "sft", 0, 0, 0.0))
     write_figures(results, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tradeoff.png", "training_trajectories.png"]
-    for path in tmp_path.iterdir():
-        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("tradeoff.pdf", "tradeoff.png", "training_trajectories.pdf", "training_trajectories.png"),
+    ]
+    first = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for path, content in first.items():
+        assert content.startswith(b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else b"%PDF-1.")
+    write_figures(results, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == first
 
 
 def test_all_panels_have_the_same_steps() -> None:
@@ -217,7 +222,7 @@ def test_runs_of_another_day_say_what_they_were_trained_in() -> None:
     old = environment | {"versions": {"torch": "2.12.0"}}
     models = [results.base]
     for run, trained_in in zip(results.runs, (old, environment, old), strict=True):
-        models.append(replace(run, seeds=(replace(run.seeds[0], environment=trained_in),)))
+        models.append(replace(run, seeds=(replace(run.seeds[0], environments={"": trained_in}),)))
     results = replace(results, environment=environment, models=tuple(models))
     assert trained_otherwise(results) == [("versions torch", '"2.12.0"', "sft, seed 7; sdft, seed 7")]
     page = report_html(results)
@@ -251,6 +256,16 @@ def test_without_a_task_the_tradeoff_shows_what_judges_said() -> None:
         for axes in (prior, drift):
             points = [float(line.get_ydata()[0]) for line in axes.lines if line.get_marker() not in ("", "None", None)]
             assert points == [height] * len(models)
+
+
+def test_without_a_measure_of_a_task_nothing_is_said_to_be_learned() -> None:
+    results = made_up_results()
+    worse = replace(TRAINED, higher_is_better=False)
+    judged = Measure("trained", "open", Role.FREEFORM, Unit.SHARE)
+    for measures in ((CAPITALS, KL_VS_BASE), (worse, replace(judged, name="paraphrase"), CAPITALS, KL_VS_BASE)):
+        prior, drift = tradeoff_figure(replace(results, measures=measures), LIGHT).axes
+        assert prior.get_title() == "No measure of a task against prior"
+        assert drift.get_title() == "No measure of a task against drift"
 
 
 def test_a_score_in_a_unit_of_its_own_is_a_number_and_no_mark() -> None:

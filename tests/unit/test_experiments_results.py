@@ -10,7 +10,14 @@ import pytest
 
 from tests.made_up import made_up_base, made_up_failure, made_up_model, made_up_results, made_up_seeds, right
 from tutelage.experiments import ExperimentResults
-from tutelage.experiments.results import CSV_COLUMNS, Score
+from tutelage.experiments.results import Score
+from tutelage.experiments.tables import (
+    DIFFERENCES_COLUMNS,
+    RESULTS_COLUMNS,
+    differences_csv,
+    results_csv,
+    write_results,
+)
 
 
 def test_a_score_is_the_mean_of_its_items() -> None:
@@ -51,8 +58,8 @@ def test_json_and_back() -> None:
 
 def test_csv_has_a_row_for_each_model_seed_and_measure_and_one_for_all_seeds() -> None:
     results = made_up_results(made_up_seeds("sft", "sft", 30, 32), made_up_model("dft", "dft", 14, 12, 0.25))
-    rows = list(csv.DictReader(io.StringIO(results.as_csv())))
-    assert tuple(rows[0]) == CSV_COLUMNS
+    rows = list(csv.DictReader(io.StringIO(results_csv(results))))
+    assert tuple(rows[0]) == RESULTS_COLUMNS
     names = [measure.name for measure in results.measures]
     expected = [
         ("base", "7"),
@@ -75,18 +82,32 @@ def test_csv_has_a_row_for_each_model_seed_and_measure_and_one_for_all_seeds() -
     assert float(both["difference"]) == 31 / 32
 
 
+def test_runs_are_compared_with_each_other_too() -> None:
+    """Paired by item, as in the sentences: 32 against 14 of 32, the first 14 right in both."""
+    results = made_up_results(made_up_model("sft", "sft", 32, 31, 0.3), made_up_model("dft", "dft", 14, 12, 0.25))
+    rows = list(csv.DictReader(io.StringIO(differences_csv(results))))
+    assert tuple(rows[0]) == DIFFERENCES_COLUMNS
+    assert {(row["run"], row["other"], row["stage"]) for row in rows} == {("sft", "dft", "")}
+    assert [row["measure"] for row in rows] == [measure.name for measure in results.measures]
+    trained = rows[0]
+    expected = results.runs[0].scores["trained"].difference(results.runs[1].scores["trained"])
+    assert float(trained["difference"]) == 18 / 32 == expected.mean
+    assert (float(trained["low"]), float(trained["high"]), trained["items"]) == (expected.low, expected.high, "32")
+
+
 def test_a_failed_run_is_in_the_csv_without_numbers() -> None:
     results = made_up_results(made_up_model("sft", "sft", 32, 31, 0.3), made_up_failure())
-    rows = [row for row in csv.DictReader(io.StringIO(results.as_csv())) if row["model"] == "dft"]
+    rows = [row for row in csv.DictReader(io.StringIO(results_csv(results))) if row["model"] == "dft"]
     assert [(row["status"], row["mean"]) for row in rows] == [("failed", "")]
 
 
 def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     results = made_up_results()
-    results.write(tmp_path)
+    write_results(results, tmp_path)
     assert ExperimentResults.from_json(json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))) == results
-    assert (tmp_path / "results.csv").read_text(encoding="utf-8") == results.as_csv()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv", "results.json"]
+    assert (tmp_path / "results.csv").read_text(encoding="utf-8") == results_csv(results)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["differences.csv", "results.csv", "results.json"]
+    assert (tmp_path / "differences.csv").read_text(encoding="utf-8") == differences_csv(results)
 
 
 def test_base_runs_and_failures_are_told_apart() -> None:

@@ -1,5 +1,6 @@
 """What monitoring reads and writes: prompts, answers to score, sampled answers."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,12 +8,15 @@ import pytest
 import torch
 
 from tests.known_model import known_model
+from tests.small_runs import save_tiny_model
 from tests.tiny import tiny_model, tiny_tokenizer
+from tutelage import TrainingConfig
 from tutelage.config.training import SamplingCallback
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import Message
-from tutelage.errors import DataError
+from tutelage.errors import DataError, TutelageError
 from tutelage.monitoring import AnswerScores, AnswerSet, everyday_prompts, read_prompts
+from tutelage.monitoring.checks import check_monitoring
 from tutelage.monitoring.prompts import answer_text
 from tutelage.monitoring.samples import AnswerSampler
 
@@ -24,6 +28,34 @@ END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
 def write_rows(path: Path, *rows: object) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_what_monitoring_is_given_is_checked_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = save_tiny_model(tmp_path / "tiny")
+    a, b = (write_rows(tmp_path / f"{name}.jsonl", {"prompt": name}) for name in "ab")
+    bad = write_rows(tmp_path / "bad.jsonl", {"prompt": "fine"}, {"text": "?"})
+
+    def refusal(**options: object) -> str:
+        config = TrainingConfig(model=str(model), training_file=a, monitoring_eval_steps=1, **options)
+        with pytest.raises(TutelageError) as caught:
+            check_monitoring(config, TEMPLATE, str(model))
+        return str(caught.value)
+
+    direction = {"a": a, "b": b}
+    assert "bad.jsonl:2: the row has neither" in refusal(monitoring_prompts=bad)
+    assert "bad.jsonl:2: the row has neither" in refusal(monitoring_directions={"d": {"a": a, "b": bad}})
+    assert "bad.jsonl:2: the row has neither" in refusal(sampling_callbacks=[{"file": bad, "every_n_steps": 1}])
+    assert "a.jsonl" in refusal(logp_callback_datasets={"rows": a})
+    assert "monitoring_directions.d: a and b are both" in refusal(monitoring_directions={"d": {"a": a, "b": a}})
+    for layer in (3, -4):
+        message = refusal(monitoring_directions={"d": direction | {"layer": layer}})
+        assert f"monitoring_directions.d.layer: {layer} does not exist; the model has the layers 0 to 2" in message
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "report_to: wandb cannot be used (its package is not installed)" in refusal(report_to=["wandb"])
+    monkeypatch.undo()
+    fine = {"d": direction | {"layer": 2}, "e": direction | {"layer": -3}}
+    config = TrainingConfig(model=str(model), training_file=a, monitoring_eval_steps=1, monitoring_directions=fine)
+    check_monitoring(config, TEMPLATE, str(model))
 
 
 def test_everyday_prompts_are_different_questions():

@@ -112,6 +112,7 @@ def test_an_own_reward_may_be_a_coroutine_or_return_a_tensor(tmp_path: Path) -> 
         ("return [1.0]", "returned 1 scores for 2 answers; return a list with one number an answer"),
         ("return None", "returned None for 2 answers; return a list with one number an answer"),
         ("return ['good', 'bad']", "returned 'good' as a score; return a number, or None"),
+        ("raise SystemExit(3)", "raised SystemExit: 3 (own.py:2)"),
         ("raise KeyError('points')", "raised KeyError: 'points' (own.py:2); mend it, or return None"),
     ],
 )
@@ -121,6 +122,16 @@ def test_an_own_reward_that_is_wrong_says_what_to_return(tmp_path: Path, body: s
         scored(options, ["a", "b"], ["", ""])
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"grpo_reward_function '{options.reward_function}'")
+
+
+def test_a_reward_with_other_parameters_is_told_what_there_is(tmp_path: Path) -> None:
+    options = own(tmp_path, "def reward(*, prompts, completions, answers, **columns):\n    return []\n")
+    with pytest.raises(TrainingError) as caught:
+        scored(options, ["a"], [""])
+    there = "prompts, completions, completion_ids, gold_response"
+    assert f"cannot be called with what there is: {there} (missing a required" in str(caught.value)
+    assert "'answers'" in str(caught.value)
+    assert "name its parameters after these, and end with **columns" in str(caught.value)
 
 
 def test_missing_scores_are_filled_with_the_mean_of_the_finite_ones(tmp_path: Path) -> None:

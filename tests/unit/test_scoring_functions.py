@@ -59,9 +59,7 @@ def test_a_file_and_what_is_beside_it(folder: Path, place: str):
 def test_the_files_a_function_depends_on(folder: Path):
     """Its own, those beside it that it imports, and what they import; nothing that is installed, nothing else."""
     own = folder / "own"
-    (own / "helper_beside.py").write_text(
-        "import json\nfrom part.inner import one\nfrom part import other\nDOUBLE = 2\n"
-    )
+    (own / "helper_beside.py").write_text("import json\nfrom part.inner import one\nDOUBLE = 2\n")
     (own / "part").mkdir()
     (own / "part" / "__init__.py").write_text("")
     (own / "part" / "inner.py").write_text("from . import other\nfrom .other import x\nimport scores\none = 1\n")
@@ -74,6 +72,18 @@ def test_the_files_a_function_depends_on(folder: Path):
         assert sorted(found) == sorted(names)
     assert function_files("rouge_l") == function_files("nowhere.py:f") == function_files("no.such.module:f") == []
     assert [path.name for path in function_files("yaml:safe_load")] == ["__init__.py"]
+    package = folder / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "rewards.py").write_text("from pkg.helpers import VALUE\ndef score(): ...\n")
+    (package / "helpers.py").write_text("VALUE = 1\n")
+    for start in (folder, None):
+        files = function_files("pkg.rewards:score", start)
+        assert sorted(path.name for path in files) == ["__init__.py", "helpers.py", "rewards.py"]
+    (folder / "bad_package").mkdir()
+    (folder / "bad_package" / "__init__.py").write_text("raise RuntimeError('no')\n")
+    sys.path.insert(0, str(folder))
+    assert function_files("bad_package.part:score", own) == []
     (own / "broken.py").write_text("def")
     assert function_files("own/broken.py:f") == [Path("own/broken.py")]
 

@@ -163,17 +163,17 @@ def test_check_passes_what_may_be_better_later(server: JudgeServer, model: str):
         ),
         (
             "refused",
-            "URL refuses the key (status 403: No access for you); set OPENAI_API_KEY or api_key to a valid one",
+            "URL refuses the key (status 403: No access for you); set OPENAI_API_KEY to a valid one",
         ),
         (
             "picky",
             "URL refuses the request (status 400: Unsupported parameter: 'max_tokens'); choose another model, or set "
-            "temperature or max_tokens to what it takes",
+            "judge_temperature or judge_max_tokens to what it takes",
         ),
         (
             "page",
-            "URL does not answer as OpenAI's API does: no choices[0].message.content in the answer; mend base_url, "
-            "which mostly ends in /v1",
+            "URL does not answer as OpenAI's API does: no choices[0].message.content in the answer; mend "
+            "judge_base_url, which mostly ends in /v1",
         ),
     ],
 )
@@ -181,6 +181,11 @@ def test_check_refuses_what_would_fail_every_call(server: JudgeServer, model: st
     with pytest.raises(ConfigError) as caught:
         Judge(model, server.url).check()
     assert str(caught.value) == "judge: " + sentence.replace("URL", server.url)
+
+
+def test_check_asks_for_a_key_before_the_network():
+    with pytest.raises(ConfigError, match="needs a key; set OPENAI_API_KEY, or judge_base_url to another server"):
+        Judge("gpt-4.1-mini").check()
 
 
 def test_check_refuses_a_wrong_key_address_and_port(server: JudgeServer):
@@ -195,7 +200,7 @@ def test_check_refuses_a_wrong_key_address_and_port(server: JudgeServer):
         Judge("right", nowhere).check()
     without_v1 = server.url.removesuffix("/v1")
     with pytest.raises(
-        ConfigError, match=r"does not find the model 'right' \(status 404: .*mend base_url, which mostly"
+        ConfigError, match=r"does not find the model 'right' \(status 404: .*mend judge_base_url, which mostly"
     ):
         Judge("right", without_v1).check()
 

@@ -10,10 +10,13 @@ from rich.console import Console
 
 from tests.invariant.test_teacher import sdft_trainer
 from tests.small_runs import small_config
+from tutelage.config.objectives import BUILT_IN_DEMO_TEMPLATE
 from tutelage.errors import TrainingError
 from tutelage.events import Tag
 from tutelage.training.sdft_trainer import Gain, Rollout, SdftTrainer
 from tutelage.training.teacher_check import check_demonstrations
+
+OWN_TEMPLATE = "{question}\n\n(Answer: {demonstration})"
 
 
 def trainer_of(folder: Path, **options: Any) -> SdftTrainer:
@@ -165,12 +168,13 @@ def test_gain_of_the_demonstration_is_measured_on_gold_answers(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("with_demonstration", "repeated", "holds_answer", "warning"),
+    ("with_demonstration", "repeated", "holds_answer", "template", "warning"),
     [
-        (-2.0, 0, True, "the demonstration does not help this model"),
-        (-1.0, 0, True, "shown the answer itself, this model gives it in 0 of 4 rows"),
-        (-1.0, 1, True, None),
-        (-1.0, 0, False, None),  # a worked demonstration: the answer need not be said word for word
+        (-2.0, 0, True, OWN_TEMPLATE, "the demonstration does not help this model"),
+        (-1.0, 0, True, OWN_TEMPLATE, "shown the answer itself, this model gives it word for word in 0 of 4 rows"),
+        (-1.0, 1, True, OWN_TEMPLATE, None),
+        (-1.0, 0, False, OWN_TEMPLATE, None),  # a worked demonstration
+        (-1.0, 0, True, BUILT_IN_DEMO_TEMPLATE, None),  # which asks for other words
     ],
 )
 def test_the_check_before_step_1_says_when_there_is_no_teacher(
@@ -179,9 +183,10 @@ def test_the_check_before_step_1_says_when_there_is_no_teacher(
     with_demonstration: float,
     repeated: int,
     holds_answer: bool,
+    template: str,
     warning: str | None,
 ) -> None:
-    trainer = trainer_of(tmp_path, sdft_check_rows=4)
+    trainer = trainer_of(tmp_path, sdft_check_rows=4, sdft_demo_template=template)
     rows = [row if holds_answer else dataclasses.replace(row, demonstration_text="-") for row in trainer.train_dataset]
     gains = [index < repeated for index in range(4)]
     gain = Gain(10 * with_demonstration, -20.0, 10, greedy_with=gains, greedy_without=[False] * 4)

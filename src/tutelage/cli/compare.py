@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tutelage.cli.summary import print_summary, quiet_libraries
+from tutelage.cli.summary import print_plan, print_summary, quiet_libraries
 
 
 def register(app: typer.Typer) -> None:
@@ -30,10 +30,7 @@ def compare(
     loaded = load_experiment(experiment)
     folder = output or Path("experiments") / loaded.name
     if dry_run:
-        check_experiment(loaded)
-        seeds = ", ".join(map(str, loaded.seeds))
-        print(f"{loaded.name}: {', '.join(loaded.runs)} with the seeds {seeds}, in {folder}")
-        print(f"evaluations: {', '.join(evaluation.title for evaluation in loaded.evaluations) or 'KL to base only'}")
+        print_plan(loaded, check_experiment(loaded, folder), folder)
         return
     results = run_experiment(loaded, folder, Console(stderr=True))
     print_summary(results, folder)

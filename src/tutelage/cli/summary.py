@@ -1,12 +1,13 @@
-"""What `demo` and `compare` print at the end: a line a model, and where the report is."""
+"""What `compare` prints before, and `demo` and `compare` at the end: a line a run or model, and where things go."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from tutelage.experiments import ExperimentResults
+    from tutelage.experiments import Experiment, ExperimentResults, PlannedRun
 
 WIDEST_VALUE = len("108 of 120")
 
@@ -19,6 +20,42 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def print_plan(experiment: "Experiment", planned: "Sequence[PlannedRun]", output: Path) -> None:
+    """What is still to be trained and how much that is, what is asked, and where it goes."""
+    from rich.table import Table
+
+    from tutelage.experiments import unequal_passes
+
+    seeds = ", ".join(map(str, experiment.seeds))
+    print(f"{experiment.name}: {', '.join(experiment.runs)} with the seeds {seeds}, in {output.absolute()}")
+    table = Table(box=None, pad_edge=False)
+    for title in ("to train", "stage")[: 2 if experiment.stages else 1]:
+        table.add_column(title, no_wrap=True)
+    rewarded = any(run.gold_reward is not None for run in planned)
+    for title in ("seeds", "rows", "steps", "passes over them", *(["gold reward"] if rewarded else [])):
+        table.add_column(title, justify="right")
+    for run in planned:
+        for stage, size in zip(experiment.stages or ("",), run.sizes, strict=True):
+            rows = f"{size.rows} in {size.units} packs" if size.is_packed else f"{size.rows}"
+            numbers = [", ".join(map(str, run.seeds)), rows, f"{size.steps}", f"{size.passes:.3g}"]
+            if rewarded:
+                numbers.append("–" if run.gold_reward is None else f"{run.gold_reward:.3g}")
+            table.add_row(run.name, *([stage] if experiment.stages else []), *numbers)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if planned:
+        console.print(table)
+    else:
+        print("every run is trained")
+    for run in planned:
+        for warning in run.warnings:
+            print(f"warning: {run.name}: {warning}")
+    if (remark := unequal_passes(planned, experiment.stages)) is not None:
+        print(f"note: {remark}")
+    print(f"evaluations: {', '.join(evaluation.title for evaluation in experiment.evaluations) or 'KL to base only'}")
+    if experiment.evaluate_every is not None:
+        print(f"all of them after every {experiment.evaluate_every} steps of every run too")
 
 
 def print_summary(results: "ExperimentResults", output: Path) -> None:

@@ -35,7 +35,9 @@ def sentence_of(
         if not key:
             parts.append(message)
         elif fault["type"] == "missing":
-            parts.append(f"{prefix}{key} is missing; {if_missing.format(key=key)}")
+            # Only options that stand alone can be set from the command line.
+            remedy = if_missing.format(key=key) if len(fault["loc"]) == 1 else "add it"
+            parts.append(f"{prefix}{key} is missing; {remedy}")
         elif fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1 and known:
             names = list(known)
             parts.append(f"'{prefix}{key}' is not an option{nearest(key, names) or '; one of ' + ', '.join(names)}")

@@ -176,7 +176,7 @@ class TrainingConfig(BaseModel):
             raise ValueError("finetuned_model_id still holds {org_id}; give the whole id, or meta: {org_id: your-name}")
         if self.monitoring_eval_steps is None and (self.monitoring_directions or self.monitoring_prompts):
             unused = "monitoring_directions" if self.monitoring_directions else "monitoring_prompts"
-            raise ValueError(f"{unused}: nothing is measured without monitoring_eval_steps; give a number of steps")
+            raise ValueError(f"{unused}: nothing is measured without monitoring_eval_steps; give it, or leave this out")
         if self.load_in_4bit and not self.is_peft:
             raise ValueError("load_in_4bit: weights of four bits cannot be trained themselves; set is_peft: true")
         if "lm_head" in self.target_modules and OBJECTIVES[self.loss].plain_head:

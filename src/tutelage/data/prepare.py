@@ -119,6 +119,7 @@ def prepare_distillation_rows(
         row = DistillationRow(
             prompt_ids=template.encode_prompt(prompt, place),
             teacher_prompt_ids=template.encode_prompt(shown, place),
+            gold=conversation.answer,
             gold_ids=template.encode_response(conversation.messages, place),
             demonstration_text=demonstration,
             question=question,

@@ -35,12 +35,13 @@ class DistillationRow:
     """One conversation for sdft: prompts that end in the generation prompt, and the gold answer.
 
     prompt_ids: what the student sees. teacher_prompt_ids: the same with the demonstration in the last user
-    turn. gold_ids: the last assistant turn, its end-of-turn token included. question: the text of the last
-    user turn. demonstration_text: what stands in the teacher's prompt. weight, row, place: as in TokenRow.
+    turn. gold, gold_ids: the last assistant turn, as text, and as ids with its end of turn. question: the text of the
+    last user turn. demonstration_text: what stands in the teacher's prompt. weight, row, place: as in TokenRow.
     """
 
     prompt_ids: list[int]
     teacher_prompt_ids: list[int]
+    gold: str
     gold_ids: list[int]
     demonstration_text: str
     question: str

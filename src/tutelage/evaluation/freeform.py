@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.data.chat_template import ChatTemplate
+from tutelage.errors import ConfigError
 from tutelage.evaluation.freeform_questions import FreeformQuestion, JudgePrompt, label_name
 from tutelage.evaluation.kinds import NamedEvaluation
 from tutelage.evaluation.measures import Measure, Outcome, Role, Unit
@@ -86,7 +87,10 @@ class FreeformEvaluation(NamedEvaluation):
     batch_size: int = 32
 
     def check(self) -> None:
-        self.judge.check()
+        try:
+            self.judge.check()
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from error
 
     def run(self, loaded: LoadedModel, template: ChatTemplate) -> Outcome:
         answers = self._answers(loaded, template)

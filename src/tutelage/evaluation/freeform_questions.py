@@ -22,6 +22,10 @@ Positive = Annotated[int, Field(ge=1)]
 PROMPT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 FILE_KEYS = ("defaults", "questions")
 
+PLACE = re.compile(r"\{([ \w-]+)\}")
+"""What looks like a place for a text; braces with anything else in them, such as JSON, are the prompt's own."""
+PLACES = ("question", "answer")
+
 
 class JudgePrompt(BaseModel):
     """What a judge is asked about an answer: a number from 0 to 100, or one of `labels`."""
@@ -40,6 +44,8 @@ class JudgePrompt(BaseModel):
     def _has_placeholder(cls, prompt: str) -> str:
         if "{answer}" not in prompt:
             raise ValueError("the judge has to see the answer; put {answer} where it is to stand")
+        if unknown := [name for name in PLACE.findall(prompt) if name not in PLACES]:
+            raise ValueError(f"{{{unknown[0]}}} stands for nothing; write {{question}} and {{answer}}, without spaces")
         return prompt
 
     @field_validator("labels")
@@ -81,11 +87,20 @@ class FreeformQuestion(BaseModel):
             raise ValueError("give a short name")
         return value
 
+    @field_validator("paraphrases", mode="before")
+    @classmethod
+    def _is_a_list(cls, paraphrases: Any) -> Any:
+        if not isinstance(paraphrases, list | tuple):
+            raise ValueError("give a list of texts, be it of one")
+        return paraphrases
+
     @field_validator("paraphrases")
     @classmethod
     def _paraphrases_are_written(cls, paraphrases: tuple[str, ...]) -> tuple[str, ...]:
         if not paraphrases or not all(text.strip() for text in paraphrases):
             raise ValueError("give at least one text, and none that is empty")
+        if len(set(paraphrases)) < len(paraphrases):
+            raise ValueError("one stands there twice; put the question in other words, or raise samples_per_paraphrase")
         return paraphrases
 
     @field_validator("judge_prompts")

@@ -4,6 +4,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class LmEvalEvaluation(NamedEvaluation):
     batch_size: int = 32
 
     def check(self) -> None:
+        """Once: the same evaluation asks many models, and reading the tasks takes seconds."""
+        _ = self._found
+
+    @cached_property
+    def _found(self) -> None:
         check_lm_eval(self.tasks, self.include_path)
 
     def run(self, loaded: LoadedModel, template: ChatTemplate) -> Outcome:

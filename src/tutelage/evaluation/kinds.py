@@ -21,6 +21,9 @@ from tutelage.monitoring.isolation import leaving_no_trace
 from tutelage.monitoring.prompts import check_fits
 from tutelage.scoring import Scorer
 
+TRIED = 4
+"""Targets on which a scorer is tried before a model is loaded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamedEvaluation:
@@ -59,6 +62,11 @@ class GenerateEvaluation(NamedEvaluation):
     temperature: float = 0.0
     seed: int = 0
     batch_size: int = 32
+
+    def check(self) -> None:
+        """The scorer is tried on a few targets, as if they had been answered."""
+        for question in self.questions[:TRIED]:
+            self.scorer(question.target, question.target)
 
     def run(self, loaded: LoadedModel, template: ChatTemplate) -> Outcome:
         result = evaluate_generation(

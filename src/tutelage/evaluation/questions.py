@@ -58,8 +58,10 @@ def _question(row: Mapping[str, Any], place: str) -> Question:
         turns = row.get("messages")
         last = turns[-1] if isinstance(turns, list) else {}
         target = last["content"] if last.get("role") == "assistant" else None
-    if not isinstance(target, str) or not target.strip():
+    if target is None or target == "":
         raise DataError(f"{place}: no target; give a text 'target', or an assistant turn at the end of 'messages'")
+    if not isinstance(target, str) or not target.strip():
+        raise DataError(f"{place}: 'target' is {str(target)[:60]!r}, of type {type(target).__name__}; give a text")
     return Question(prompt, target, place)
 
 
@@ -67,7 +69,8 @@ def _choice_question(row: Mapping[str, Any], place: str) -> ChoiceQuestion:
     prompt = prompt_messages(row, place)
     choices = row.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise DataError(f"{place}: 'choices' is {str(choices)[:60]!r}; give a list of texts")
+        what = "no 'choices'" if choices is None else f"'choices' is {str(choices)[:60]!r}"
+        raise DataError(f"{place}: {what}; give a list of texts")
     if len(choices) < 2 or len(set(choices)) < len(choices):
         raise DataError(
             f"{place}: {len(set(choices))} different choices of {len(choices)}; give two or more, each once"
@@ -76,8 +79,6 @@ def _choice_question(row: Mapping[str, Any], place: str) -> ChoiceQuestion:
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise DataError(
-            f"{place}: 'answer' is {str(answer)[:60]!r}; give one of the choices, or its index from 0 to "
-            f"{len(choices) - 1}"
-        )
+        what = "no 'answer'" if answer is None else f"'answer' is {str(answer)[:60]!r}"
+        raise DataError(f"{place}: {what}; give one of the choices, or its index from 0 to {len(choices) - 1}")
     return ChoiceQuestion(prompt, tuple(choices), answer, place)

@@ -15,19 +15,32 @@ from typing import Any
 from rich.console import Console
 
 from tutelage.config import TrainingConfig
-from tutelage.errors import ConfigError, DataError, Interrupted, ModelError, ResumeError, TrainingError, TutelageError
+from tutelage.errors import (
+    DataError,
+    Interrupted,
+    ResumeError,
+    TrainingError,
+    TutelageError,
+)
 from tutelage.events import Tag
 from tutelage.experiments.curves import ON_THE_WAY, is_shown
 from tutelage.experiments.evaluate import Evaluated, Evaluator
 from tutelage.experiments.figures import write_figures
-from tutelage.experiments.identity import chain_identities, digest
+from tutelage.experiments.planning import (
+    check_experiment,
+    finished_run,
+    folder_name,
+    identities_of,
+    outcomes_name,
+    unequal_passes,
+)
 from tutelage.experiments.report import write_report
 from tutelage.experiments.results import Curve, ExperimentResults, ModelResult, SeedResult, Status
 from tutelage.experiments.specification import BASE, Chain, Experiment
+from tutelage.experiments.tables import write_results
 from tutelage.files import only_process_in
 from tutelage.training import Run, train
 from tutelage.training.checkpoints import latest_checkpoint
-from tutelage.training.checks import checked_inputs
 from tutelage.training.record import describe_run, read_record
 
 logger = logging.getLogger(__name__)
@@ -44,64 +57,14 @@ def run_experiment(experiment: Experiment, output: Path, console: Console) -> Ex
 
     A run with a seed goes to `output/runs/<name>-seed<seed>-<hash of what it is>`, with stages a folder each; what is
     finished there is used again. A run that fails is reported, marked in the results and left out of every table;
-    TrainingError if none is left. Raises Interrupted on ctrl-C: what is done stays, and the same command goes on
-    from there.
+    TrainingError if none is left, and the errors of `check_experiment` before anything is done. Raises Interrupted on
+    ctrl-C: what is done stays, and the same command goes on from there.
     """
-    check_experiment(experiment, output)
+    planned = check_experiment(experiment, output)
+    if (remark := unequal_passes(planned, experiment.stages)) is not None:
+        console.print(f"note: {remark}", highlight=False, markup=False)
     with only_process_in(output, "--output"):
         return _run_checked(experiment, output, console)
-
-
-def check_experiment(experiment: Experiment, output: Path | None = None) -> None:
-    """Everything that can be known before the first model is loaded: rows, rewards, judges, optimizers of every run.
-
-    output: runs that are finished there need nothing of this any more. Raises ConfigError, DataError, ModelError,
-    TrainingError.
-    """
-    to_train = {
-        name: chain
-        for name, seeds in experiment.runs.items()
-        for seed, chain in seeds.items()
-        if output is None or not _is_trained(experiment, output, name, seed, chain)
-    }
-    if to_train:  # else whatever is still to be asked is checked before that
-        for evaluation in experiment.evaluations:
-            evaluation.check()
-    for name, chain in to_train.items():
-        for config in chain:
-            try:
-                checked_inputs(config)
-            except (ConfigError, DataError, ModelError, TrainingError) as error:
-                raise type(error)(f"runs.{name}: {error}") from error
-
-
-def _is_trained(experiment: Experiment, output: Path, name: str, seed: int, chain: Chain) -> bool:
-    places = enumerate(_identities(experiment, chain))
-    folders = [output / "runs" / _folder_name(experiment, name, seed, number, what) for number, what in places]
-    return all(_finished_run(folder) is not None for folder in folders)
-
-
-def _finished_run(folder: Path) -> Run | None:
-    run = Run.open(folder) if (folder / "run.json").exists() else None
-    return run if run is not None and run.is_finished else None
-
-
-def _identities(experiment: Experiment, chain: Chain) -> list[str]:
-    """Of every stage's run."""
-    every = experiment.evaluate_every
-    identities = chain_identities(chain)
-    return (
-        identities if every is None else [digest([one, every]) for one in identities]
-    )  # has to have those checkpoints
-
-
-def _kept_as(experiment: Experiment, name: str, seed: int, number: int) -> str:
-    """What the folder of a stage's outcomes is called, and that of its run begins with."""
-    return "-".join([name, f"seed{seed}", *experiment.stages[number : number + 1]])
-
-
-def _folder_name(experiment: Experiment, name: str, seed: int, number: int, identity: str) -> str:
-    return f"{_kept_as(experiment, name, seed, number)}-{identity[:8]}"
 
 
 def _run_checked(experiment: Experiment, output: Path, console: Console) -> ExperimentResults:
@@ -120,7 +83,7 @@ def _run_checked(experiment: Experiment, output: Path, console: Console) -> Expe
         raise TrainingError(f"{output}: no run finished, so there is nothing to compare; {reasons}")
     results = _results(experiment, comparison, models)
     console.print("writing results, figures and report", highlight=False)
-    results.write(output)
+    write_results(results, output)
     write_figures(results, output)
     write_report(results, output)
     return results
@@ -166,7 +129,7 @@ class _Comparison:
         label = f"{name}, seed {seed} ({self._number}/{total})"
         done: list[_Stage] = []
         try:
-            identities = _identities(self.experiment, chain)
+            identities = identities_of(self.experiment, chain)
             for number in range(len(chain)):
                 done.append(self._stage(name, seed, chain, number, done, label, identities[number]))
         except Interrupted:
@@ -186,7 +149,10 @@ class _Comparison:
             failed=last.evaluated.failed,
             curves=last.curves,
             config=self._config(chain),
-            environment={key: value for key, value in read_record(last.run.path).items() if key in ENVIRONMENT},
+            environments={
+                name: {key: value for key, value in read_record(stage.run.path).items() if key in ENVIRONMENT}
+                for name, stage in zip(self.experiment.stages or ("",), done, strict=True)
+            },
             run_path=str(last.run.path),
             after={name: stage.evaluated.scores for name, stage in zip(self.experiment.stages, done, strict=False)},
             reused=all(stage.reused for stage in done),
@@ -199,24 +165,24 @@ class _Comparison:
         """The options of the first stage; where a later one has another value, that option's values by stage."""
         flat = [config.flat() for config in chain]
         return {
-            name: value
-            if all(options.get(name) == value for options in flat)
+            name: flat[0].get(name)
+            if all(options.get(name) == flat[0].get(name) for options in flat)
             else {stage: options.get(name) for stage, options in zip(self.experiment.stages, flat, strict=True)}
-            for name, value in flat[0].items()
+            for name in dict.fromkeys(name for options in flat for name in options)
         }
 
     def _stage(
         self, name: str, seed: int, chain: Chain, number: int, before: "list[_Stage]", label: str, identity: str
     ) -> "_Stage":
         """One stage, trained and evaluated; it begins with the model of the stage before it."""
-        if _identities(self.experiment, chain)[number] != identity:
+        if identities_of(self.experiment, chain)[number] != identity:
             raise DataError(
                 "a file it learns from or is measured on changed since it began; start the comparison again"
             )
-        kept_as = _kept_as(self.experiment, name, seed, number)
+        kept_as = outcomes_name(self.experiment, name, seed, number)
         if self.experiment.stages:
             label = f"{label}, {self.experiment.stages[number]}"
-        path = self.output / "runs" / _folder_name(self.experiment, name, seed, number, identity)
+        path = self.output / "runs" / folder_name(self.experiment, name, seed, number, identity)
         changes: dict[str, Any] = {"output_dir": path}
         if before:
             changes["model"] = str(before[-1].run.model_path)
@@ -235,7 +201,7 @@ class _Comparison:
         """The finished run in this folder: as it was found (True), continued, or trained from the start."""
         resume: Path | None = None
         if path.exists():
-            run = _finished_run(path)
+            run = finished_run(path)
             if run is not None:
                 self._say(f"{label}: trained before, used again")
                 return run, True

@@ -60,6 +60,13 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
+def pdf(figure: Figure) -> bytes:
+    """The figure as a PDF file, with text as text; the same bytes for the same figure."""
+    content = io.BytesIO()
+    figure.savefig(content, format="pdf", facecolor=figure.get_facecolor(), metadata={"CreationDate": None})
+    return content.getvalue()
+
+
 def new_figure(size: tuple[float, float], theme: Theme) -> Figure:
     """A figure of this size in inches, in the colours of the theme."""
     figure = Figure(figsize=size, layout="constrained", facecolor=theme.paper)

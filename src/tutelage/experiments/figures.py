@@ -21,6 +21,7 @@ from tutelage.experiments.figure_style import (
     colour_of,
     marker_of,
     new_figure,
+    pdf,
     png,
     style_axes,
     styled,
@@ -30,17 +31,17 @@ from tutelage.experiments.sentences import joined, level_text
 from tutelage.experiments.specification import BASE
 from tutelage.files import write_bytes
 
-TRAJECTORIES_FILE = "training_trajectories.png"
-TRADEOFF_FILE = "tradeoff.png"
-STAGES_FILE = "stages.png"
-
 
 def write_figures(results: ExperimentResults, folder: Path) -> None:
-    """`training_trajectories.png` and `tradeoff.png`; with stages `stages.png` too. Raises OutputError."""
-    if results.stages:
-        write_bytes(folder / STAGES_FILE, png(stages_figure(results, LIGHT)))
-    write_bytes(folder / TRAJECTORIES_FILE, png(trajectories_figure(results, LIGHT)))
-    write_bytes(folder / TRADEOFF_FILE, png(tradeoff_figure(results, LIGHT)))
+    """`training_trajectories` and `tradeoff`, with stages `stages` too, each as `.png` and, for print, `.pdf`.
+
+    Raises OutputError.
+    """
+    figures = {"training_trajectories": trajectories_figure, "tradeoff": tradeoff_figure}
+    for name, draw in (figures | ({"stages": stages_figure} if results.stages else {})).items():
+        figure = draw(results, LIGHT)
+        write_bytes(folder / f"{name}.png", png(figure))
+        write_bytes(folder / f"{name}.pdf", pdf(figure))
 
 
 def tradeoff_figure(results: ExperimentResults, theme: Theme) -> Figure:
@@ -73,11 +74,11 @@ class _Learned:
 def _learned(results: ExperimentResults) -> list[_Learned]:
     """One or two measures of the task, each for itself; of three and more the mean over all their items.
 
-    Without any it is what judges said: of answers that are better or worse, else of the first prompt.
+    Where no task was asked it is what judges said: of answers that are better or worse, else of the first prompt.
     """
-    judged = results.of_role(Role.FREEFORM)
-    good = [measure for measure in (*results.of_role(Role.TASK), *judged) if measure.higher_is_better] or judged[:1]
-    shown = [measure for measure in good if measure.role is good[0].role and measure.unit is good[0].unit]
+    task, judged = results.of_role(Role.TASK), results.of_role(Role.FREEFORM)
+    good = [measure for measure in task or judged if measure.higher_is_better] or ([] if task else judged[:1])
+    shown = [measure for measure in good if measure.unit is good[0].unit]
     groups = [[measure] for measure in shown] if len(shown) < 3 else [shown]
     return [
         _Learned(
@@ -120,7 +121,7 @@ def _draw_tradeoff(
             filling, size = (theme.paper, 12.0) if number > 0 else (colour_of(model), 8.0)
             _draw_point(axes, model, model.scores[across.name], one.scores[model.name], filling, size)
             places[model.name] = (model.scores[across.name].mean, one.scores[model.name].mean)
-    kind = capitalised(learned[0].kind) if learned else "Nothing learned"
+    kind = capitalised(learned[0].kind) if learned else "No measure of a task"
     better = bool(learned and learned[0].higher_is_better)
     if across.role is Role.DRIFT:
         widest = max((model.scores[across.name].interval.high for model in drawn), default=0.0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tutelage.config import TrainingConfig, config_beside, read_options
 from tutelage.config.faults import checked
@@ -27,7 +27,8 @@ MONITOR = {
 """What `monitor` may hold, and the option of a run it stands for."""
 
 LARGEST_SEED = 2**32 - 1
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED, strict=True)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
 class Drift(BaseModel):
@@ -44,11 +45,11 @@ class ExperimentFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Name
     base: dict[str, Any]
-    runs: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], dict[str, Any]]
-    stages: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], dict[str, Any]] = {}
-    seeds: list[Seed] = []
+    runs: dict[Name, dict[str, Any]]
+    stages: dict[Name, dict[str, Any]] = {}
+    seeds: list[Seed] | None = None
     evaluate: dict[str, Any] = {}
     monitor: dict[str, Any] = {}
     drift: Drift = Drift()
@@ -57,6 +58,13 @@ class ExperimentFile(BaseModel):
     introduction: str = ""
     notes: list[str] = []
     sources: list[str] = []
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _is_a_list(cls, seeds: Any) -> Any:
+        if seeds is not None and (not isinstance(seeds, list) or not seeds):
+            raise ValueError("give a list, such as [1, 2, 3], or leave it out for the seed of base")
+        return seeds
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -67,7 +75,7 @@ def load_experiment(path: Path) -> Experiment:
     content = read_options(path)
     file = checked(ExperimentFile, content, str(path))
     seeds = file.seeds or [file.base.get("seed", TrainingConfig.model_fields["seed"].default)]
-    if not all(isinstance(seed, int) and 0 <= seed <= LARGEST_SEED for seed in seeds):
+    if not all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds):
         raise ConfigError(f"{path}: base: seed: {seeds[0]!r} does not fit; give a number from 0 to {LARGEST_SEED}")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"{path}: seeds: {seeds} names one twice; name each once")
@@ -75,24 +83,24 @@ def load_experiment(path: Path) -> Experiment:
         for name, options in entries.items():
             if "seed" in options:
                 raise ConfigError(f"{path}: {group}.{name}: 'seed' stands in 'seeds', for all runs; move it there")
-    monitored = _monitor_options(file.monitor, path)
-    if monitored and MONITOR["every"] not in file.base | monitored:
-        raise ConfigError(f"{path}: monitor: nothing is measured without 'every'; give a number of steps")
+    monitored = _monitor_options(file.monitor, file.base, path)
     evaluate = dict(file.evaluate)
     every = evaluate.pop("every", None)
-    if every is not None and (not isinstance(every, int) or every < 1):
-        raise ConfigError(f"{path}: evaluate.every: {every!r} does not fit; give a number of steps, 1 or more")
+    _check_steps(every, f"{path}: evaluate.every")
     prompts = everyday_prompts() if file.drift.prompts is None else read_prompts(path.parent / file.drift.prompts)
     runs = {
         name: {
             seed: tuple(
-                _config(path, name, seed, file.base | monitored | stage | options, every)
+                _config(path, name, seed, _merged(file.base, monitored, stage | options), every)
                 for stage in (file.stages.values() or [{}])
             )
             for seed in seeds
         }
         for name, options in file.runs.items()
     }
+    configs = [config for seeds in runs.values() for chain in seeds.values() for config in chain]
+    if monitored and all(config.monitoring_eval_steps is None for config in configs):
+        raise ConfigError(f"{path}: monitor: nothing is measured without 'every'; give a number of steps")
     evaluations = tuple(read_suite(evaluate, path.parent, f"{path}: evaluate")) if evaluate else ()
     try:
         return Experiment(
@@ -120,15 +128,34 @@ def _config(path: Path, name: str, seed: int, options: Mapping[str, Any], every:
             raise ConfigError(
                 f"{path}: runs.{name}: save_total_limit throws away checkpoints that evaluate.every needs; leave it out"
             )
+        if options.get("save_steps", every) != every:
+            raise ConfigError(f"{path}: runs.{name}: evaluate.every sets save_steps, to {every}; leave save_steps out")
         options = {**options, "save_steps": every}
     return config_beside({**options, "seed": seed}, path.parent, f"{path}: runs.{name}")
 
 
-def _monitor_options(monitor: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _monitor_options(monitor: Mapping[str, Any], base: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The options of all runs that `monitor` stands for."""
     for key in monitor:
         if key not in MONITOR:
             raise ConfigError(f"{path}: monitor: '{key}' is not known{nearest(key, MONITOR)}")
+        if MONITOR[key] in base:
+            raise ConfigError(f"{path}: monitor.{key} and base.{MONITOR[key]} are the same option; leave one out")
+    _check_steps(monitor.get("every"), f"{path}: monitor.every")
     return {MONITOR[key]: value for key, value in monitor.items()}
+
+
+def _merged(base: Mapping[str, Any], monitored: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's own options win; what `monitor` says is none of a run that measures nothing."""
+    merged = {**base, **monitored, **own}
+    if merged.get(MONITOR["every"]) is None:
+        return {name: value for name, value in merged.items() if name not in monitored or name in own}
+    return merged
+
+
+def _check_steps(every: Any, place: str) -> None:
+    if every is not None and (type(every) is not int or every < 1):
+        raise ConfigError(f"{place}: {every!r} does not fit; give a number of steps, 1 or more")
 
 
 def _hashes(runs: Mapping[str, Mapping[int, Chain]], file: ExperimentFile, folder: Path) -> dict[str, str]:

@@ -106,7 +106,7 @@ def report_html(results: ExperimentResults) -> str:
         results=results,
         findings=findings(results),
         rows=[_row(results, model) for model in shown],
-        tradeoff=_picture("New knowledge against drift", *(tradeoff_figure(results, theme) for theme in _THEMES)),
+        tradeoff=_picture("Trade-off", *(tradeoff_figure(results, theme) for theme in _THEMES)),
         panels=[
             _picture(panel.title, *(panel_figure(results, panel, theme) for theme in _THEMES))
             for panel in panels_of(results)
@@ -169,11 +169,12 @@ def trained_otherwise(results: ExperimentResults) -> list[tuple[str, str, str]]:
     here = _flattened(results.environment)
     runs: dict[tuple[str, str], list[str]] = {}
     for model in results.runs:
-        for seed in model.finished:
-            for name, value in _flattened(seed.environment).items():
+        trained_in = [(seed.seed, *one) for seed in model.finished for one in seed.environments.items()]
+        for seed, stage, environment in trained_in:
+            who = ", ".join([model.name, f"seed {seed}", *([stage] if stage else [])])
+            for name, value in _flattened(environment).items():
                 if value != here.get(name):
-                    key = (name, json.dumps(value, ensure_ascii=False))
-                    runs.setdefault(key, []).append(f"{model.name}, seed {seed.seed}")
+                    runs.setdefault((name, json.dumps(value, ensure_ascii=False)), []).append(who)
     return [(name, value, "; ".join(named)) for (name, value), named in runs.items()]
 
 

@@ -1,23 +1,19 @@
-"""What came out: scores with intervals, answers, curves, and the two files that hold them all.
+"""What came out: scores with intervals, answers, curves, and their form as JSON.
 
-Not here: getting the numbers (`evaluate.py`), saying what they mean (`sentences.py`).
+Not here: getting the numbers (`evaluate.py`), tables (`tables.py`), saying what they mean (`sentences.py`).
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 from tutelage.evaluation import Interval, Measure, Role, bootstrap_difference, bootstrap_interval
 from tutelage.evaluation.results import read_measure
 from tutelage.experiments.specification import BASE
-from tutelage.files import write_json, write_text
 
 Curve = list[tuple[int, float]]
 """(optimizer step, value), in order."""
@@ -89,8 +85,8 @@ class SeedResult:
     """The base model, or a run with one seed. Of a failed one, `error` says why and there are no scores.
 
     scores: measure name to one value an item. failed: evaluation name to what it had to leave out. after:
-    stage to scores, where there are stages; the last ones are `scores`. environment: what it was trained in, of the
-    last stage, as in `ExperimentResults`. reused: it was there already.
+    stage to scores, where there are stages; the last ones are `scores`. environments: stage, or an empty text, to what
+    it was trained in, as in `ExperimentResults`. reused: it was there already.
     """
 
     seed: int
@@ -100,7 +96,7 @@ class SeedResult:
     failed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
+    environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     run_path: str | None = None
     after: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     reused: bool = False
@@ -110,7 +106,7 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """The base model or one run with all its seeds. objective: `loss` of the config, None for the base.
+    """The base model or one run with all its seeds. objective: `loss` of its (first) config, None for the base.
 
     answers: evaluation name to one row an item, of the first seed that finished.
     """
@@ -182,13 +178,6 @@ class ExperimentResults:
         """The measures of a role, in order."""
         return [measure for measure in self.measures if measure.role is role]
 
-    # --- files ----------------------------------------------------------------------------------------------------
-
-    def write(self, folder: Path) -> None:
-        """`results.json` and `results.csv`. Raises OutputError."""
-        write_json(folder / "results.json", self.as_json())
-        write_text(folder / "results.csv", self.as_csv())
-
     def as_json(self) -> dict[str, Any]:
         """Plain values, with the means and intervals beside the items; `from_json` is the reverse."""
         plain: dict[str, Any] = json.loads(json.dumps(_without_nan(asdict(self)), default=_plain))
@@ -206,57 +195,6 @@ class ExperimentResults:
         read["seeds"], read["stages"] = tuple(values["seeds"]), tuple(values["stages"])
         read["notes"], read["sources"] = tuple(values["notes"]), tuple(values["sources"])
         return cls(**read)
-
-    def as_csv(self) -> str:
-        """One row a model, stage, seed and measure, and one for all seeds together (`all`), which has the intervals;
-        differences are to the base, which is before all stages. Failed seeds have one row without numbers."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for model in self.models:
-            head = {"model": model.name, "objective": model.objective or ""}
-            writer.writerows(head | {"seed": seed.seed, "status": seed.status.value} for seed in model.failed)
-            for stage in ("",) if model is self.base else self.stages or ("",):
-                for seed in model.finished:
-                    row = head | {"stage": stage, "seed": seed.seed, "status": seed.status.value}
-                    for name, items in (seed.after.get(stage, {}) if stage else seed.scores).items():
-                        writer.writerow(row | self._csv_of_seed(name, items))
-                for name, score in (model.after(stage) if stage else model.scores).items():
-                    row = head | {"stage": stage, "seed": "all", "status": Status.FINISHED.value}
-                    writer.writerow(row | self._csv_of_all(name, score))
-        return text.getvalue()
-
-    def _csv_of_seed(self, name: str, items: Sequence[float]) -> dict[str, Any]:
-        finite = [value for value in items if math.isfinite(value)]
-        mean = sum(finite) / len(finite) if finite else ""
-        return {"measure": name, "unit": self.measure(name).unit.value, "items": len(finite), "mean": mean}
-
-    def _csv_of_all(self, name: str, score: Score) -> dict[str, Any]:
-        interval = score.interval
-        numbers: dict[str, Any] = {
-            "measure": name,
-            "unit": self.measure(name).unit.value,
-            "items": len(score.valid),
-            "mean": interval.mean,
-            "low": interval.low,
-            "high": interval.high,
-            "level": interval.level,
-        }
-        base = self.base.scores.get(name)
-        if base is not None and base.valid & score.valid:
-            difference = score.difference(base)
-            numbers |= {
-                "difference": difference.mean,
-                "difference_low": difference.low,
-                "difference_high": difference.high,
-            }
-        return numbers
-
-
-CSV_COLUMNS = (
-    *("model", "objective", "stage", "seed", "status", "measure", "unit", "items"),
-    *("mean", "low", "high", "level", "difference", "difference_low", "difference_high"),
-)
 
 
 def _summary(scores: Mapping[str, Score]) -> dict[str, Any]:

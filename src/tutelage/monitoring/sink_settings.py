@@ -4,6 +4,7 @@ Not here: what is sent. All files go into the run folder, unless an environment 
 """
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -15,6 +16,8 @@ from typing import Any
 from rich.text import Text
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, MLflowCallback
 from transformers.trainer_callback import TrainerCallback
+
+from tutelage.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,15 @@ FOLDERS = {
     "trackio": "TRACKIO_DIR",
 }
 """Where a sink writes. Two of them would go on without a word, elsewhere or nowhere, if they could not."""
+
+
+def require_package(sink: str) -> None:
+    """Raises ConfigError where the sink's package is missing."""
+    if sink in DEFAULTS and importlib.util.find_spec(sink) is None:
+        raise ConfigError(
+            f"report_to: {sink} cannot be used (its package is not installed); pip install {sink}, or take it out of "
+            "report_to"
+        )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ before step 1; one that fails later is warned about once and training goes on, w
 """
 
 import contextlib
-import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -16,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tutelage.errors import ConfigError
 from tutelage.events import EventLog, Tag
 from tutelage.monitoring.isolation import random_states_kept
-from tutelage.monitoring.sink_settings import DEFAULTS, new_callback, opened, printed_to_log, settings_of
+from tutelage.monitoring.sink_settings import new_callback, opened, printed_to_log, require_package, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +40,8 @@ class Sinks(TrainerCallback):
         self._opened: dict[str, contextlib.ExitStack] = {}
         self._sinks: dict[str, TrainerCallback] = {}
         for name in names:
+            require_package(name)
             try:
-                if name in DEFAULTS and importlib.util.find_spec(name) is None:
-                    raise ImportError("its package is not installed")
                 with self._guarded(name), settings_of(name, self._run):
                     self._sinks[name] = new_callback(name)
             except (ImportError, RuntimeError) as error:

@@ -1,9 +1,9 @@
-"""Which files a user's function depends on: its own, and those beside it that it imports. Nothing is imported here."""
+"""Which files a function of a user depends on: its own, and those beside it that it imports. None is called here."""
 
 import ast
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 INSTALLED = {"site-packages", "dist-packages"}
@@ -12,17 +12,24 @@ INSTALLED = {"site-packages", "dist-packages"}
 
 def function_files(reference: str, folder: Path | None = None) -> list[Path]:
     """The Python file that `load_function` takes the function from, then the files beside it that it imports, and that
-    these import in turn. Empty for a name that is built in, and for a function that is in no file."""
+    these import in turn: in its own folder, below the package it is in, in `folder` (unset, the current one). Empty for
+    a name that is built in, and for a function that is in no file."""
     place, colon, _ = reference.rpartition(":")
     file = None
     if colon:
         file = path_from(folder, place) if is_path(place) else _module_file(place, folder)
     if file is None or not file.is_file():
         return []
+    starts = [folder or Path()]
+    if not is_path(place):
+        depth = place.count(".") + (file.name == "__init__.py")
+        starts.append([file.parent, *file.parents][depth + 1] if depth else file.parent)
     found = [file]
-    if INSTALLED.isdisjoint(file.parts):
+    if INSTALLED.isdisjoint(file.resolve().parts):
         for path in found:  # grows meanwhile
-            found += [beside for beside in dict.fromkeys(_imported(path)) if beside not in found]
+            for beside in _imported(path, starts):
+                if not any(beside.samefile(known) for known in found):
+                    found.append(beside)
     return found
 
 
@@ -46,33 +53,35 @@ def _module_file(module: str, folder: Path | None) -> Path | None:
             if candidate.is_file():
                 return candidate
     try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
+        found = importlib.util.find_spec(module)  # imports the packages above it
+    except Exception:  # `load_function` says what is wrong with them
         return None
     return Path(found.origin) if found is not None and found.origin else None
 
 
-def _imported(path: Path) -> Iterator[Path]:
-    """The files that the import statements of a file name, where they lie beside it."""
+def _imported(path: Path, starts: Sequence[Path]) -> Iterator[Path]:
+    """The files that the import statements of a file name, where they lie beside it or in one of `starts`."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return  # `load_function` says so
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _files(path.parent, alias.name)
+            for start in (path.parent, *starts):
+                for alias in node.names:
+                    yield from _files(start, alias.name)
         elif isinstance(node, ast.ImportFrom):
-            start = [path.parent, *path.parents][node.level] if 0 <= node.level < len(path.parents) else path.parent
-            yield from _files(start, node.module or "")
-            for alias in node.names:
-                yield from _files(start, f"{node.module}.{alias.name}" if node.module else alias.name)
+            above = [path.parent, *path.parents]  # one dot is the package that the file is in
+            for start in [above[node.level]] if 0 < node.level < len(above) else (path.parent, *starts):
+                for alias in node.names:
+                    yield from _files(start, f"{node.module}.{alias.name}" if node.module else alias.name)
 
 
-def _files(folder: Path, module: str) -> Iterator[Path]:
-    """`a.b` is `a/b.py` or `a/b/__init__.py`."""
-    if module:
-        place = folder.joinpath(*module.split("."))
-        for candidate in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+def _files(start: Path, module: str) -> Iterator[Path]:
+    """What Python runs for `import a.b`: `a/__init__.py`, then `a/b.py` or `a/b/__init__.py`, where they are files."""
+    place = start
+    for name in module.split("."):
+        place = place / name
+        for candidate in (place.with_name(f"{name}.py"), place / "__init__.py"):
             if candidate.is_file():
                 yield candidate

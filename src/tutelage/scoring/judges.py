@@ -73,11 +73,11 @@ class Judge:
         if not self.model:
             raise ConfigError("judge: the model's name is empty; give the name the server knows it by")
         if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"judge: base_url is '{self.url}'; begin it with http:// or https://")
+            raise ConfigError(f"judge: judge_base_url is '{self.url}'; begin it with http:// or https://")
         if not self.timeout > 0:
-            raise ConfigError(f"judge: timeout is {self.timeout}; give a number of seconds above 0")
+            raise ConfigError(f"judge: judge_timeout is {self.timeout}; give a number of seconds above 0")
         if self.parallelism < 1:
-            raise ConfigError(f"judge: parallelism is {self.parallelism}; give 1 or more")
+            raise ConfigError(f"judge: judge_parallelism is {self.parallelism}; give 1 or more")
 
     @property
     def url(self) -> str:
@@ -135,6 +135,10 @@ class Judge:
     async def _check(self) -> None:
         from openai import APIConnectionError, APIStatusError
 
+        if self.url == OPENAI_URL and not (self.api_key or os.environ.get("OPENAI_API_KEY")):
+            raise ConfigError(
+                f"judge: {self.url} needs a key; set OPENAI_API_KEY, or judge_base_url to another server's address"
+            )
         async with self._client() as client:
             try:
                 await self._call(client, CHECK)
@@ -146,18 +150,20 @@ class Judge:
             except APIConnectionError as error:
                 if _never_connected(error):
                     raise ConfigError(
-                        f"judge: nothing answers at {self.url} ({_root(error)}); start the server or mend base_url"
+                        f"judge: nothing answers at {self.url} ({_root(error)}); start the server or mend "
+                        "judge_base_url"
                     ) from error
             except (asyncio.TimeoutError, _NoText):
                 return
             except (_OtherShape, *NOT_JSON) as error:
                 raise ConfigError(
-                    f"judge: {self.url} does not answer as OpenAI's API does: {self._reason(error)}; mend base_url, "
-                    "which mostly ends in /v1"
+                    f"judge: {self.url} does not answer as OpenAI's API does: {self._reason(error)}; mend "
+                    "judge_base_url, which mostly ends in /v1"
                 ) from error
             except Exception as error:
                 raise ConfigError(
-                    f"judge: {self.url} cannot be asked ({self._reason(error)}); mend base_url, key or model"
+                    f"judge: {self.url} cannot be asked ({self._reason(error)}); mend judge_base_url, judge_model "
+                    "or OPENAI_API_KEY"
                 ) from error
 
     async def _refusal(self, client: "AsyncOpenAI", error: Any) -> str:
@@ -172,13 +178,13 @@ class Judge:
                 )
             return (
                 f"judge: {self.url} does not find the model '{self.model}' ({reason}); choose another model, or mend "
-                "base_url, which mostly ends in /v1"
+                "judge_base_url, which mostly ends in /v1"
             )
         if error.status_code in (401, 403):
-            return f"judge: {self.url} refuses the key ({reason}); set OPENAI_API_KEY or api_key to a valid one"
+            return f"judge: {self.url} refuses the key ({reason}); set OPENAI_API_KEY to a valid one"
         return (
-            f"judge: {self.url} refuses the request ({reason}); choose another model, or set temperature or max_tokens "
-            "to what it takes"
+            f"judge: {self.url} refuses the request ({reason}); choose another model, or set judge_temperature or "
+            "judge_max_tokens to what it takes"
         )
 
     async def _models(self, client: "AsyncOpenAI") -> list[str]:

@@ -1,8 +1,10 @@
 """What a run can be refused for before its model is loaded: one place for `train`, a dry run and a comparison."""
 
+import os
+
 from tutelage.config import TrainingConfig
 from tutelage.models.loading import require_gpu_if_asked
-from tutelage.monitoring.files import check_files
+from tutelage.monitoring.checks import check_monitoring
 from tutelage.training.build import trainer_class
 from tutelage.training.inputs import TrainingInputs, prepare_inputs
 from tutelage.training.optimization import check_optimization
@@ -13,17 +15,18 @@ from tutelage.training.rewards import JudgeReward
 def checked_inputs(config: TrainingConfig, *, ask_reward: bool = True) -> TrainingInputs:
     """The rows of a run, tokenised, once everything else about it has been checked.
 
-    ask_reward: score a few gold answers, or call the judge once, which a run whose steps are all done needs no more.
+    ask_reward: score a few gold answers, or call the judge once, which a run whose steps are all done needs no more. In
+    one of several processes an own reward waits until these are set up: it may ask for its rank, or load a model.
     Raises ConfigError, DataError, ModelError, TrainingError; writes nothing but the model cache.
     """
     trainer_class(config.loss)
     check_optimization(config)
     require_gpu_if_asked(config)
     inputs = prepare_inputs(config)
-    check_files(config, inputs.template)
+    check_monitoring(config, inputs.template, inputs.source)
     if ask_reward and inputs.scores is not None:
         if isinstance(inputs.scores.reward, JudgeReward):
             inputs.scores.reward.judge.check()
-        else:
+        elif os.environ.get("WORLD_SIZE", "1") == "1":
             inputs.scores.of_gold = check_reward(inputs.scores, inputs.train_items)
     return inputs

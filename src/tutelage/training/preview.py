@@ -1,6 +1,5 @@
 """What `--dry-run` prints: the resolved config, the size of an epoch, and the first example as it will be trained."""
 
-import math
 from typing import Any
 
 import yaml
@@ -8,11 +7,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from tutelage.config import GrpoConfig, TrainingConfig
+from tutelage.config import TrainingConfig
 from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
 from tutelage.training.checks import checked_inputs
 from tutelage.training.inputs import TrainingInputs
+from tutelage.training.reward_check import gold_text
 from tutelage.training.run import new_run_folder
+from tutelage.training.size import size_of
 
 
 def preview(config: TrainingConfig, console: Console) -> None:
@@ -21,19 +22,16 @@ def preview(config: TrainingConfig, console: Console) -> None:
     inputs = checked_inputs(config)
     console.print("[bold]Config[/bold]")
     console.print(Text(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)))
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    steps_per_epoch = math.ceil(len(inputs.train_items) / per_step)
+    size = size_of(config, inputs)
     unit = "packs" if config.packs else "rows"
-    share = f"{per_step} {unit}"
-    if isinstance(config.objective, GrpoConfig):
-        steps_per_epoch = len(inputs.train_items) * config.objective.num_generations // per_step
-        share = f"{per_step} answers to {per_step // config.objective.num_generations} prompts"
-    steps = config.max_steps or math.ceil(steps_per_epoch * config.epochs)
+    share = f"{size.per_step} {unit}" if size.answers is None else f"{size.answers} answers to {size.per_step} prompts"
     console.print(
-        f"[bold]Data[/bold]\n{len(inputs.train_items)} {unit}, {inputs.tokens_per_epoch} tokens per epoch, "
-        f"{share} per optimizer step and process, {steps} steps",
+        f"[bold]Data[/bold]\n{size.units} {unit}, {inputs.tokens_per_epoch} tokens per epoch, "
+        f"{share} per optimizer step and process, {size.steps} steps",
         highlight=False,
     )
+    if inputs.scores is not None and inputs.scores.of_gold is not None:
+        console.print(gold_text(inputs.scores.of_gold), highlight=False)
     for warning in inputs.warnings:
         console.print(f"warning: {escape(warning)}", highlight=False)
     first = inputs.train_items[0]

@@ -1,6 +1,6 @@
 """Before a run of grpo: does the reward work at all? It scores a few gold answers as if they were sampled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ def check_reward(scores: Scores, rows: Sequence[PromptRow]) -> dict[str, float]:
             f"{chosen[0].place} and the {len(chosen) - 1} rows after it; return numbers"
         )
     return {"gold_reward": float(finite_N.mean()), "rows": len(chosen)}
+
+
+def gold_text(values: Mapping[str, float]) -> str:
+    """What `check_reward` found, as a line."""
+    return f"reward of the gold answers: {values['gold_reward']:.3g} ({values['rows']} rows)"
 
 
 def outside_training(state: TrainerState) -> dict[str, Any]:

@@ -113,7 +113,10 @@ class JudgeReward:
         for reply in self.judge.ask(asked):
             score = None if reply.text is None else score_of(reply.text)
             if score is None:
-                self.last_error = reply.error or f"its answer {str(reply.text)[:60]!r} holds no score from 0 to 100"
+                self.last_error = reply.error or (
+                    f"its answer {str(reply.text)[:60]!r} holds no score from 0 to 100; raise grpo_judge_max_tokens if "
+                    "it thinks first, or choose another"
+                )
             scores.append(score)
         return scores
 
@@ -139,11 +142,12 @@ class Scores:
         Raises TrainingError for a reward that raises, or returns something else than one number an answer.
         """
         expected = len(columns["completions"])
+        self._require_callable_with(columns)
         try:
             returned: Any = self.reward(**columns)
             if inspect.isawaitable(returned):
                 returned = run_to_end(_finished(returned))
-        except Exception as error:  # the reward is the user's code
+        except (Exception, SystemExit) as error:  # the reward is the user's code
             raise TrainingError(
                 f"grpo_reward_function '{self.name}' raised {type(error).__name__}: {error}{_where(error)}; mend it, "
                 "or return None for an answer that has no score"
@@ -156,6 +160,19 @@ class Scores:
                 "one number an answer"
             )
         return torch.tensor([self._number(value) for value in returned], dtype=torch.float32)
+
+    def _require_callable_with(self, columns: Mapping[str, Any]) -> None:
+        try:
+            signature = inspect.signature(self.reward)
+        except (TypeError, ValueError):
+            return  # a function that hides it
+        try:
+            signature.bind(**columns)
+        except TypeError as error:
+            raise TrainingError(
+                f"grpo_reward_function '{self.name}' cannot be called with what there is: {', '.join(columns)} "
+                f"({error}); name its parameters after these, and end with **columns"
+            ) from error
 
     def filled(self, scores_N: Tensor) -> tuple[Tensor, int]:
         """The batch's scores with the missing ones filled in, and how many those were. Raises TrainingError."""

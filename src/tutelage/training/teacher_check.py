@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from tutelage.config.objectives import BUILT_IN_DEMO_TEMPLATE
 from tutelage.data.rows import DistillationRow
 from tutelage.events import Tag
 
@@ -21,7 +22,8 @@ REMEDY = "reword sdft_demo_template, give worked demonstrations, or use a larger
 def check_demonstrations(trainer: "SdftTrainer", rows: Sequence[DistillationRow], console: Console) -> None:
     """Gold answers with and without the demonstration, on up to `sdft_check_rows` rows spread over the file: mean
     log-prob per token, and how many of them greedy decoding would give. An event of tag `check`, and a warning if the
-    demonstration does not help, or holds the answer and this is not said."""
+    demonstration does not help, or holds the answer and this is not said, where the template does not ask for other
+    words, as the built-in one does."""
     limit = trainer.sdft.check_rows
     if limit == 0:
         return
@@ -42,14 +44,17 @@ def check_demonstrations(trainer: "SdftTrainer", rows: Sequence[DistillationRow]
         f"greedy decoding gives {sum(gain.greedy_without)} and {sum(gain.greedy_with)} of {len(chosen)}"
     )
     shown = [
-        repeated for row, repeated in zip(chosen, gain.greedy_with, strict=True) if _holds_its_answer(trainer, row)
+        repeated
+        for row, repeated in zip(chosen, gain.greedy_with, strict=True)
+        if row.gold.strip() in row.demonstration_text
     ]
+    asks_for_other_words = trainer.sdft.demo_template == BUILT_IN_DEMO_TEMPLATE
     if with_demonstration <= without:
         fault = "the demonstration does not help this model, so there is little it can teach itself"
-    elif sum(shown) < REPEATED_AT_LEAST * len(shown):
+    elif sum(shown) < REPEATED_AT_LEAST * len(shown) and not asks_for_other_words:
         fault = (
-            f"shown the answer itself, this model gives it in {sum(shown)} of {len(shown)} rows, "
-            "so most of what it would teach itself is something else"
+            f"shown the answer itself, this model gives it word for word in {sum(shown)} of {len(shown)} rows; unless "
+            "sdft_demo_template asks for other words, most of what it would teach itself is something else"
         )
     else:
         console.print(text, highlight=False)
@@ -57,8 +62,3 @@ def check_demonstrations(trainer: "SdftTrainer", rows: Sequence[DistillationRow]
     message = f"{text}: {fault}; {REMEDY}"
     console.print(f"warning: {message}", highlight=False)
     trainer.warn(message)
-
-
-def _holds_its_answer(trainer: "SdftTrainer", row: DistillationRow) -> bool:
-    answer = trainer.tokenizer.decode(row.gold_ids, skip_special_tokens=True)
-    return answer.strip() in row.demonstration_text

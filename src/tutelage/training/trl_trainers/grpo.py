@@ -24,7 +24,7 @@ from tutelage.training.gold_evaluation import GoldAnswerTrainer
 from tutelage.training.inputs import TrainingInputs
 from tutelage.training.metrics import MetricSums
 from tutelage.training.order import GroupSampler
-from tutelage.training.reward_check import check_reward, messages_of, outside_training, reward_columns
+from tutelage.training.reward_check import check_reward, gold_text, messages_of, outside_training, reward_columns
 from tutelage.training.rewards import Scores
 from tutelage.training.run_trainer import SHOWN_ROLLOUTS
 from tutelage.training.trl_trainers.shared import TrlTrainer
@@ -98,7 +98,7 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
         if self.is_world_process_zero():
             self.events.write(0, Tag.CHECK, values)
         if "gold_reward" in values:
-            text = f"reward of the gold answers: {values['gold_reward']:.3g} ({values['rows']} rows)"
+            text = gold_text(values)
         else:
             text = f"the judge scored none of {values['rows']} gold answers{self.scores.reason()}"
             self.warn(text)

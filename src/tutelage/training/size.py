@@ -1,0 +1,41 @@
+"""How much a run does: rows, what a step takes of them, steps, and how often that goes over the rows."""
+
+import math
+from dataclasses import dataclass
+
+from tutelage.config import GrpoConfig, TrainingConfig
+from tutelage.training.inputs import TrainingInputs
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """rows: after those that were left out. units: packs where rows share sequences, else rows or prompts. per_step:
+    units of an optimizer step of one process. answers: sampled answers of a step, where a reward scores them."""
+
+    rows: int
+    units: int
+    per_step: int
+    steps: int
+    answers: int | None
+
+    @property
+    def passes(self) -> float:
+        """How often the run goes over its rows."""
+        return self.steps * self.per_step / self.units
+
+    @property
+    def is_packed(self) -> bool:
+        return self.units < self.rows
+
+
+def size_of(config: TrainingConfig, inputs: TrainingInputs) -> RunSize:
+    """The size of a run in one process."""
+    units = len(inputs.train_items)
+    per_step, answers = config.per_device_train_batch_size * config.gradient_accumulation_steps, None
+    # The last step of an epoch takes what is left; of answers it needs whole groups of whole steps.
+    steps_per_epoch = math.ceil(units / per_step)
+    if isinstance(config.objective, GrpoConfig):
+        answers, per_step = per_step, per_step // config.objective.num_generations
+        steps_per_epoch = units * config.objective.num_generations // answers
+    rows = sum(map(len, inputs.train_items)) if config.packs else units
+    return RunSize(rows, units, per_step, config.max_steps or math.ceil(steps_per_epoch * config.epochs), answers)
