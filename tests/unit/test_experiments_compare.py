@@ -24,13 +24,23 @@ from tutelage.evaluation import (
     exact_match,
 )
 from tutelage.events import Tag
-from tutelage.experiments import Experiment, ExperimentResults, compare, run_experiment
+from tutelage.experiments import (
+    Experiment,
+    ExperimentResults,
+    check_experiment,
+    compare,
+    planning,
+    run_experiment,
+    unequal_passes,
+)
 from tutelage.experiments.results import ModelResult
 from tutelage.experiments.specification import Texts
 from tutelage.experiments.tables import results_csv
 from tutelage.files import only_process_in
 from tutelage.monitoring import everyday_prompts
 from tutelage.training import Run
+from tutelage.training.checks import checked_inputs
+from tutelage.training.inputs import TrainingInputs
 
 PROMPTS = 3
 TOKENS = 8
@@ -234,11 +244,58 @@ def test_a_judge_that_is_not_there_stops_the_comparison_before_it_begins(tmp_pat
         run_experiment(tiny_experiment(**runs), tmp_path / "out", Console(quiet=True))
 
 
+def test_what_is_to_be_trained_is_known_before(tmp_path: Path) -> None:
+    """Eight rows, of which one is too long. Packs of 64 tokens hold several: a step of four packs is more than one of
+    four rows; grpo samples four answers to each of two prompts."""
+    data = write_rows(tmp_path / "data.jsonl", [*ROWS, ("long", "so " * 200)])
+    short: dict[str, Any] = {"training_file": data, "max_seq_length": 64, "on_too_long": "drop", "max_steps": 6}
+    packed = small_config(tmp_path, "packed", **short, packing=True, per_device_train_batch_size=2)
+    rows = small_config(tmp_path, "rows", **short, per_device_train_batch_size=4)
+    judged = small_config(
+        *(tmp_path, "judged"),
+        **short,
+        loss="grpo",
+        grpo_reward_function="exact_match",
+        grpo_num_generations=4,
+        grpo_max_completion_length=4,
+    )
+    experiment = tiny_experiment(seeds=(1, 2), packed=packed, rows=rows, judged=judged)
+    by_packs, by_rows, by_answers = check_experiment(experiment)
+    assert [run.seeds for run in (by_packs, by_rows, by_answers)] == [(1, 2)] * 3
+    assert (by_rows.sizes[0].rows, by_rows.sizes[0].units, by_rows.sizes[0].passes) == (8, 8, 3.0)
+    assert by_packs.sizes[0].rows == 8 > by_packs.sizes[0].units
+    assert by_packs.sizes[0].passes == 6 * 2 / by_packs.sizes[0].units
+    assert (by_answers.sizes[0].answers, by_answers.sizes[0].per_step, by_answers.sizes[0].passes) == (8, 2, 12 / 9)
+    assert [run.gold_reward for run in (by_packs, by_rows, by_answers)] == [None, None, 1.0]
+    assert all("1 of 9 rows" in run.warnings[0] for run in (by_packs, by_rows))
+    assert by_answers.warnings == ()  # whose own answers are short
+    remark = unequal_passes([by_packs, by_rows, by_answers], ())
+    shown = f"packed {by_packs.sizes[0].passes:.3g}, rows 3, judged 1.33 times"
+    assert remark == (
+        f"the runs do not go over their rows equally often ({shown}); with packing: false a step is as many rows for "
+        "all"
+    )
+    assert unequal_passes([by_rows, by_rows], ()) is None
+    assert unequal_passes([], ()) is None
+
+
+def test_a_file_is_no_folder_for_a_comparison(tmp_path: Path) -> None:
+    experiment = tiny_experiment(sft=small_config(tmp_path, "sft"))
+    (tmp_path / "out").write_text("", encoding="utf-8")
+    with pytest.raises(OutputError, match="out is a file; name a folder"):
+        run_experiment(experiment, tmp_path / "out", Console(quiet=True))
+
+
 def test_a_comparison_that_is_trained_needs_no_judge_of_its_rewards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(compare, "checked_inputs", lambda config: asked.append(config.loss))
+
+    def checked(config: TrainingConfig) -> TrainingInputs:
+        asked.append(config.loss)
+        return checked_inputs(config)
+
+    monkeypatch.setattr(planning, "checked_inputs", checked)
     experiment = tiny_experiment(seeds=(1, 2), sft=small_config(tmp_path, "sft"))
     run_experiment(experiment, tmp_path / "out", Console(quiet=True))
     assert asked == ["sft"]  # the seeds have their rows in common
