@@ -37,6 +37,10 @@ class TrainingError(TutelageError):
     """Training met a state it must not go on from, such as a step without a valid token."""
 
 
+class JobError(TutelageError):
+    """A job cannot do what is asked of it: no such job, or not from where it stands."""
+
+
 class ShapeError(TutelageError, ValueError):
     """Tensors that must agree in shape do not."""
 

@@ -28,8 +28,8 @@ def print_plan(experiment: "Experiment", planned: "Sequence[PlannedRun]", output
 
     from tutelage.experiments import unequal_passes
 
-    seeds = ", ".join(map(str, experiment.seeds))
-    print(f"{experiment.name}: {', '.join(experiment.runs)} with the seeds {seeds}, in {output.absolute()}")
+    seeds = f"seed{'s' * (len(experiment.seeds) > 1)} {', '.join(map(str, experiment.seeds))}"
+    print(f"{experiment.name}: {', '.join(experiment.runs)} with the {seeds}, in {output.absolute()}")
     table = Table(box=None, pad_edge=False)
     for title in ("to train", "stage")[: 2 if experiment.stages else 1]:
         table.add_column(title, no_wrap=True)
