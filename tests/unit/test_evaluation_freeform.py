@@ -292,6 +292,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "one: judge_prompts.good: prompt: '{ question }: {answer}' does not fit; { question } stands for nothing; "
         "write {question} and {answer}, without spaces",
     ),
+    "a place of another name": (
+        [question("one", judge_prompts={"good": "Asked: {query}. Answer: {answer}"})],
+        "one: judge_prompts.good: prompt: 'Asked: {query}. Answer: {answer}' does not fit; {query} stands for nothing; "
+        "write {question} and {answer}, without spaces",
+    ),
     "no id": (
         [question("one"), question("two", id=None)],
         "[1]: id is missing; add it",
@@ -377,6 +382,15 @@ def test_questions_that_cannot_be_asked(tmp_path: Path, content: Any, sentence: 
     with pytest.raises(ConfigError) as refused:
         read_freeform_questions(path)
     assert str(refused.value) == f"{path}: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ['{answer} Reply as {"score": 1}.', r"\boxed{result} or \frac{abc}{def}: {answer}", "{a} {1} {}: {answer}"],
+)
+def test_braces_of_json_and_formulas_are_the_prompt_s_own(tmp_path: Path, prompt: str):
+    (asked,) = read_freeform_questions(write(tmp_path, [question("one", judge_prompts={"good": prompt})]))
+    assert asked.judge_prompts["good"].filled("q", "yes") == prompt.replace("{answer}", "yes")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):

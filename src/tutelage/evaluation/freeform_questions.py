@@ -22,8 +22,8 @@ Positive = Annotated[int, Field(ge=1)]
 PROMPT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 FILE_KEYS = ("defaults", "questions")
 
-PLACE = re.compile(r"\{([ \w-]+)\}")
-"""What looks like a place for a text; braces with anything else in them, such as JSON, are the prompt's own."""
+PLACE = re.compile(r"(?<![\\\w}])\{(\s*[A-Za-z_]{3,}\s*)\}")
+"""What looks like a place for a text; other braces, such as those of JSON and of formulas, are the prompt's own."""
 PLACES = ("question", "answer")
 
 
