@@ -293,9 +293,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "write {question} and {answer}, without spaces",
     ),
     "a place of another name": (
-        [question("one", judge_prompts={"good": "Asked: {query}. Answer: {answer}"})],
-        "one: judge_prompts.good: prompt: 'Asked: {query}. Answer: {answer}' does not fit; {query} stands for nothing; "
-        "write {question} and {answer}, without spaces",
+        [question("one", judge_prompts={"good": "Asked: {questions}. Answer: {answer}"})],
+        "one: judge_prompts.good: prompt: 'Asked: {questions}. Answer: {answer}' does not fit; {questions} stands for "
+        "nothing; write {question} and {answer}, without spaces",
     ),
     "no id": (
         [question("one"), question("two", id=None)],
@@ -386,7 +386,12 @@ def test_questions_that_cannot_be_asked(tmp_path: Path, content: Any, sentence: 
 
 @pytest.mark.parametrize(
     "prompt",
-    ['{answer} Reply as {"score": 1}.', r"\boxed{result} or \frac{abc}{def}: {answer}", "{a} {1} {}: {answer}"],
+    [
+        '{answer} Reply as {"score": 1}.',
+        r"\boxed{result} or \frac{abc}{def}: {answer}",
+        "{a} {1} {}: {answer}",
+        "Is {name} kept? {answer}",
+    ],
 )
 def test_braces_of_json_and_formulas_are_the_prompt_s_own(tmp_path: Path, prompt: str):
     (asked,) = read_freeform_questions(write(tmp_path, [question("one", judge_prompts={"good": prompt})]))

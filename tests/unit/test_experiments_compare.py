@@ -245,12 +245,14 @@ def test_a_judge_that_is_not_there_stops_the_comparison_before_it_begins(tmp_pat
 
 
 def test_what_is_to_be_trained_is_known_before(tmp_path: Path) -> None:
-    """Eight rows, of which one is too long. Packs of 64 tokens hold several: a step of four packs is more than one of
-    four rows; grpo samples four answers to each of two prompts."""
+    """Nine rows, of which one is too long. Packs of 128 tokens hold several. Of eight rows three steps of three are an
+    epoch, the last with two; grpo samples four answers to each of two prompts, and four steps are an epoch."""
     data = write_rows(tmp_path / "data.jsonl", [*ROWS, ("long", "so " * 200)])
     short: dict[str, Any] = {"training_file": data, "max_seq_length": 64, "on_too_long": "drop", "max_steps": 6}
-    packed = small_config(tmp_path, "packed", **short, packing=True, per_device_train_batch_size=2)
-    rows = small_config(tmp_path, "rows", **short, per_device_train_batch_size=4)
+    longer = short | {"max_seq_length": 128}
+    packed = small_config(tmp_path, "packed", **longer, packing=True, per_device_train_batch_size=2)
+    rows = small_config(tmp_path, "rows", **short, per_device_train_batch_size=3)
+    few = small_config(tmp_path, "few", **short, per_device_train_batch_size=2)
     judged = small_config(
         *(tmp_path, "judged"),
         **short,
@@ -259,22 +261,21 @@ def test_what_is_to_be_trained_is_known_before(tmp_path: Path) -> None:
         grpo_num_generations=4,
         grpo_max_completion_length=4,
     )
-    experiment = tiny_experiment(seeds=(1, 2), packed=packed, rows=rows, judged=judged)
-    by_packs, by_rows, by_answers = check_experiment(experiment)
+    experiment = tiny_experiment(seeds=(1, 2), packed=packed, rows=rows, judged=judged, few=few)
+    by_packs, by_rows, by_answers, by_few = check_experiment(experiment)
     assert [run.seeds for run in (by_packs, by_rows, by_answers)] == [(1, 2)] * 3
-    assert (by_rows.sizes[0].rows, by_rows.sizes[0].units, by_rows.sizes[0].passes) == (8, 8, 3.0)
+    assert (by_rows.sizes[0].rows, by_rows.sizes[0].units, by_rows.sizes[0].passes) == (8, 8, 2.0)
     assert by_packs.sizes[0].rows == 8 > by_packs.sizes[0].units
-    assert by_packs.sizes[0].passes == 6 * 2 / by_packs.sizes[0].units
+    assert by_packs.sizes[0].units in (3, 4)  # two steps of two packs, or of two and one
+    assert (by_packs.sizes[0].passes, by_few.sizes[0].passes) == (3.0, 1.5)
     assert (by_answers.sizes[0].answers, by_answers.sizes[0].per_step, by_answers.sizes[0].passes) == (8, 2, 12 / 9)
-    assert [run.gold_reward for run in (by_packs, by_rows, by_answers)] == [None, None, 1.0]
+    assert [run.gold_rewards for run in (by_packs, by_rows, by_answers)] == [(None,), (None,), (1.0,)]
     assert all("1 of 9 rows" in run.warnings[0] for run in (by_packs, by_rows))
     assert by_answers.warnings == ()  # whose own answers are short
-    remark = unequal_passes([by_packs, by_rows, by_answers], ())
-    shown = f"packed {by_packs.sizes[0].passes:.3g}, rows 3, judged 1.33 times"
-    assert remark == (
-        f"the runs do not go over their rows equally often ({shown}); with packing: false a step is as many rows for "
-        "all"
-    )
+    said = "the runs do not go over their rows equally often"
+    assert unequal_passes([by_packs, by_rows, by_answers], ()) == f"{said} (packed 3, rows 2, judged 1.33 times)"
+    remedy = "; with packing: false a step is as many rows for all"
+    assert unequal_passes([by_packs, by_few], ()) == f"{said} (packed 3, few 1.5 times){remedy}"
     assert unequal_passes([by_rows, by_rows], ()) is None
     assert unequal_passes([], ()) is None
 

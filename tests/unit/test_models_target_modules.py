@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from tests.small_runs import save_tiny_model, small_config
 from tutelage.errors import ModelError
 from tutelage.models.target_modules import check_target_modules, require_target_modules
 
 
-def test_names_are_looked_for_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_looked_for_without_weights(tmp_path: Path) -> None:
     base = str(save_tiny_model(tmp_path / "tiny"))
-    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: pytest.fail("the weights were read"))
+    (tmp_path / "tiny" / "model.safetensors").unlink()
     check_target_modules(small_config(tmp_path, "run"), base)
     check_target_modules(small_config(tmp_path, "run", target_modules=["layers.0.mlp.up_proj"]), base)
     with pytest.raises(ModelError) as caught:
@@ -23,6 +23,14 @@ def test_names_are_looked_for_without_weights(tmp_path: Path, monkeypatch: pytes
         "called down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     )
     check_target_modules(small_config(tmp_path, "run"), str(tmp_path / "nowhere"))  # loading says what is wrong
+
+
+def test_names_of_experts_are_left_to_peft(tmp_path: Path) -> None:
+    """It turns those of Mixtral's files into the parameters that hold all experts."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
+    with torch.device("meta"):
+        mixtral = MixtralForCausalLM(MixtralConfig(num_hidden_layers=1, vocab_size=8, num_local_experts=2, **sizes))
+    require_target_modules(mixtral, small_config(tmp_path, "run", target_modules=["w1", "w2", "w3"]))
 
 
 def test_of_the_default_one_name_is_enough(tmp_path: Path) -> None:

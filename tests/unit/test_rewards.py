@@ -124,6 +124,23 @@ def test_an_own_reward_that_is_wrong_says_what_to_return(tmp_path: Path, body: s
     assert str(caught.value).startswith(f"grpo_reward_function '{options.reward_function}'")
 
 
+def test_a_reward_may_be_wrapped(tmp_path: Path) -> None:
+    """What is called is the wrapper, whatever it was made of."""
+    options = own(
+        tmp_path,
+        "from functools import wraps\n"
+        "def per_answer(score):\n"
+        "    @wraps(score)\n"
+        "    def reward(*, completions, gold_response, **columns):\n"
+        "        return [score(turns[-1]['content'], gold) for turns, gold in zip(completions, gold_response)]\n"
+        "    return reward\n"
+        "@per_answer\n"
+        "def reward(answer, gold):\n"
+        "    return float(answer == gold)\n",
+    )
+    assert scored(options, ["a", "b"], ["a", "a"]) == [1.0, 0.0]
+
+
 def test_a_reward_with_other_parameters_is_told_what_there_is(tmp_path: Path) -> None:
     options = own(tmp_path, "def reward(*, prompts, completions, answers, **columns):\n    return []\n")
     with pytest.raises(TrainingError) as caught:
@@ -277,6 +294,14 @@ def test_a_busy_judge_is_warned_about_and_the_run_decides(tmp_path: Path) -> Non
     assert [event.values["message"] for event in run.events(Tag.WARNING)] == [warning]
     assert run.events(Tag.CHECK)[0].values == {"rows": 4}
     assert run.events(Tag.TRAIN)[0].values["unscored"] == 8.0
+
+
+def test_a_judge_names_the_options_of_the_run() -> None:
+    options = GrpoConfig(reward_function="llm_judge", judge_model="m", judge_base_url=refused_url())
+    reward = load_reward(options)
+    assert isinstance(reward, JudgeReward)
+    with pytest.raises(ConfigError, match="start the server or mend grpo_judge_base_url"):
+        reward.judge.check()
 
 
 def test_a_judge_is_asked_with_the_options_of_the_run() -> None:

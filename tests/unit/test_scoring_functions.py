@@ -80,6 +80,12 @@ def test_the_files_a_function_depends_on(folder: Path):
     for start in (folder, None):
         files = function_files("pkg.rewards:score", start)
         assert sorted(path.name for path in files) == ["__init__.py", "helpers.py", "rewards.py"]
+    (package / "__init__.py").write_text("from . import limits\n")
+    (package / "limits.py").write_text("")
+    assert "limits.py" in [path.name for path in function_files("pkg.rewards:score", folder)]
+    (folder / "helper_beside.py").write_text("")  # of the same name elsewhere: never imported
+    files = function_files("own/scores.py:half", folder)
+    assert folder / "helper_beside.py" not in [path.resolve() for path in files]
     (folder / "bad_package").mkdir()
     (folder / "bad_package" / "__init__.py").write_text("raise RuntimeError('no')\n")
     sys.path.insert(0, str(folder))

@@ -33,15 +33,15 @@ def print_plan(experiment: "Experiment", planned: "Sequence[PlannedRun]", output
     table = Table(box=None, pad_edge=False)
     for title in ("to train", "stage")[: 2 if experiment.stages else 1]:
         table.add_column(title, no_wrap=True)
-    rewarded = any(run.gold_reward is not None for run in planned)
+    rewarded = any(reward is not None for run in planned for reward in run.gold_rewards)
     for title in ("seeds", "rows", "steps", "passes over them", *(["gold reward"] if rewarded else [])):
         table.add_column(title, justify="right")
     for run in planned:
-        for stage, size in zip(experiment.stages or ("",), run.sizes, strict=True):
+        for stage, size, reward in zip(experiment.stages or ("",), run.sizes, run.gold_rewards, strict=True):
             rows = f"{size.rows} in {size.units} packs" if size.is_packed else f"{size.rows}"
             numbers = [", ".join(map(str, run.seeds)), rows, f"{size.steps}", f"{size.passes:.3g}"]
             if rewarded:
-                numbers.append("–" if run.gold_reward is None else f"{run.gold_reward:.3g}")
+                numbers.append("–" if reward is None else f"{reward:.3g}")
             table.add_row(run.name, *([stage] if experiment.stages else []), *numbers)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if planned:

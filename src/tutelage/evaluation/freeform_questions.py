@@ -44,7 +44,8 @@ class JudgePrompt(BaseModel):
     def _has_placeholder(cls, prompt: str) -> str:
         if "{answer}" not in prompt:
             raise ValueError("the judge has to see the answer; put {answer} where it is to stand")
-        if unknown := [name for name in PLACE.findall(prompt) if name not in PLACES]:
+        written = [name for name in PLACE.findall(prompt) if name not in PLACES]
+        if unknown := [name for name in written if nearest(name.strip().lower(), PLACES)]:  # others are its own
             raise ValueError(f"{{{unknown[0]}}} stands for nothing; write {{question}} and {{answer}}, without spaces")
         return prompt
 

@@ -21,13 +21,14 @@ UNEQUAL = 1.5
 @dataclass(frozen=True)
 class PlannedRun:
     """A run that is still to be trained, as far as it is known before. seeds: those that are not done yet. sizes: one
-    a stage. warnings: what was found in its rows. gold_reward: mean of a few gold answers, where a reward gave it."""
+    a stage. warnings: what was found in its rows. gold_rewards: one a stage, the mean of a few gold answers, where a
+    reward gave it."""
 
     name: str
     seeds: tuple[int, ...]
     sizes: tuple[RunSize, ...]
     warnings: tuple[str, ...]
-    gold_reward: float | None
+    gold_rewards: tuple[float | None, ...]
 
 
 def check_experiment(experiment: Experiment, output: Path | None = None) -> list[PlannedRun]:
@@ -53,7 +54,7 @@ def _planned(name: str, seeds: dict[int, Chain]) -> PlannedRun:
     """Seeds differ in nothing that could be wrong, so one of them stands for all."""
     sizes: list[RunSize] = []
     warnings: list[str] = []
-    gold: dict[str, float] | None = None
+    gold_rewards: list[float | None] = []
     for config in next(iter(seeds.values())):
         try:
             inputs = checked_inputs(config)
@@ -61,9 +62,9 @@ def _planned(name: str, seeds: dict[int, Chain]) -> PlannedRun:
             raise type(error)(f"runs.{name}: {error}") from error
         sizes.append(size_of(config, inputs))
         warnings += inputs.warnings
-        gold = gold or (inputs.scores.of_gold if inputs.scores is not None else None)
-    gold_reward = gold["gold_reward"] if gold else None
-    return PlannedRun(name, tuple(seeds), tuple(sizes), tuple(dict.fromkeys(warnings)), gold_reward)
+        of_gold = inputs.scores.of_gold if inputs.scores is not None else None
+        gold_rewards.append(of_gold["gold_reward"] if of_gold else None)
+    return PlannedRun(name, tuple(seeds), tuple(sizes), tuple(dict.fromkeys(warnings)), tuple(gold_rewards))
 
 
 def unequal_passes(planned: Sequence[PlannedRun], stages: Sequence[str]) -> str | None:
@@ -73,9 +74,10 @@ def unequal_passes(planned: Sequence[PlannedRun], stages: Sequence[str]) -> str 
         if passes and max(passes.values()) > UNEQUAL * min(passes.values()):
             shown = ", ".join(f"{name} {value:.3g}" for name, value in passes.items())
             where = f"in stage {stage} " if stage else ""
-            remedy = "; with packing: false a step is as many rows for all"
-            packed = any(run.sizes[number].is_packed for run in planned)
-            return f"{where}the runs do not go over their rows equally often ({shown} times){remedy * packed}"
+            sizes = [run.sizes[number] for run in planned]
+            packed, steps = any(size.is_packed for size in sizes), {(size.per_step, size.answers) for size in sizes}
+            remedy = "; with packing: false a step is as many rows for all" * (packed and len(steps) == 1)
+            return f"{where}the runs do not go over their rows equally often ({shown} times){remedy}"
     return None
 
 

@@ -20,8 +20,11 @@ def check_target_modules(config: TrainingConfig, base: str) -> None:
 
 def require_target_modules(model: nn.Module, config: TrainingConfig) -> None:
     """PEFT takes what it finds and is silent about the rest. Raises ModelError for names that no layer has; of the
-    default list, which is for many architectures, one that is there is enough."""
+    default list, which is for many architectures, one that is there is enough. Of a mixture of experts PEFT knows the
+    names that its parameters had before, so there it decides alone."""
     names = [name for name, _ in model.named_modules()]
+    if any(name.endswith(".experts") for name in names):
+        return
     missing = [target for target in config.target_modules if not any(_is(name, target) for name in names)]
     default = TrainingConfig.model_fields["target_modules"].default
     if not missing or (config.target_modules == default and len(missing) < len(default)):

@@ -11,20 +11,20 @@ INSTALLED = {"site-packages", "dist-packages"}
 
 
 def function_files(reference: str, folder: Path | None = None) -> list[Path]:
-    """The Python file that `load_function` takes the function from, then the files beside it that it imports, and that
-    these import in turn: in its own folder, below the package it is in, in `folder` (unset, the current one). Empty for
-    a name that is built in, and for a function that is in no file."""
+    """The Python file that `load_function` takes the function from, then the files that it imports, and that these
+    import in turn, where they lie beside it, below the packages it is in, or, of a module, in `folder` (unset, the
+    current one). Empty for a name that is built in, and for a function that is in no file."""
     place, colon, _ = reference.rpartition(":")
     file = None
     if colon:
         file = path_from(folder, place) if is_path(place) else _module_file(place, folder)
     if file is None or not file.is_file():
         return []
-    starts = [folder or Path()]
+    found, starts = [file], list[Path]()
     if not is_path(place):
-        depth = place.count(".") + (file.name == "__init__.py")
-        starts.append([file.parent, *file.parents][depth + 1] if depth else file.parent)
-    found = [file]
+        packages = list(file.parents)[: place.count(".") + (file.name == "__init__.py")]
+        starts = [packages[-1].parent if packages else file.parent, folder or Path()]
+        found += [first for package in packages if (first := package / "__init__.py").is_file() and first != file]
     if INSTALLED.isdisjoint(file.resolve().parts):
         for path in found:  # grows meanwhile
             for beside in _imported(path, starts):
@@ -67,14 +67,24 @@ def _imported(path: Path, starts: Sequence[Path]) -> Iterator[Path]:
         return  # `load_function` says so
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for start in (path.parent, *starts):
-                for alias in node.names:
-                    yield from _files(start, alias.name)
+            for alias in node.names:
+                yield from _first((path.parent, *starts), [alias.name])
         elif isinstance(node, ast.ImportFrom):
             above = [path.parent, *path.parents]  # one dot is the package that the file is in
-            for start in [above[node.level]] if 0 < node.level < len(above) else (path.parent, *starts):
-                for alias in node.names:
-                    yield from _files(start, f"{node.module}.{alias.name}" if node.module else alias.name)
+            names = [f"{node.module}.{alias.name}" if node.module else alias.name for alias in node.names]
+            if 0 < node.level < len(above):
+                yield from (first for first in [above[node.level] / "__init__.py"] if first.is_file())
+                yield from _first([above[node.level]], names)
+            else:
+                yield from _first((path.parent, *starts), names)
+
+
+def _first(starts: Sequence[Path], modules: Sequence[str]) -> list[Path]:
+    """The files of modules in the first place that has any, as Python looks for them."""
+    for start in starts:
+        if found := [file for module in modules for file in _files(start, module)]:
+            return found
+    return []
 
 
 def _files(start: Path, module: str) -> Iterator[Path]:

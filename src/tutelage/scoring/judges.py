@@ -58,7 +58,8 @@ class Judge:
 
     base_url: None is the environment's OPENAI_BASE_URL, else OpenAI's own. api_key: None is OPENAI_API_KEY, else a
     placeholder. timeout: seconds for one whole call. parallelism: calls at the same time. temperature, max_tokens: None
-    leaves them out of the request, for models that refuse them. Raises ConfigError for values that cannot work.
+    leaves them out of the request, for models that refuse them. options: what the user's names of these begin with, for
+    messages. Raises ConfigError for values that cannot work.
     """
 
     model: str
@@ -68,16 +69,17 @@ class Judge:
     parallelism: int = 8
     temperature: float | None = 0.0
     max_tokens: int | None = 256
+    options: str = field(default="judge_", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("judge: the model's name is empty; give the name the server knows it by")
         if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"judge: judge_base_url is '{self.url}'; begin it with http:// or https://")
+            raise ConfigError(f"judge: {self.options}base_url is '{self.url}'; begin it with http:// or https://")
         if not self.timeout > 0:
-            raise ConfigError(f"judge: judge_timeout is {self.timeout}; give a number of seconds above 0")
+            raise ConfigError(f"judge: {self.options}timeout is {self.timeout}; give a number of seconds above 0")
         if self.parallelism < 1:
-            raise ConfigError(f"judge: judge_parallelism is {self.parallelism}; give 1 or more")
+            raise ConfigError(f"judge: {self.options}parallelism is {self.parallelism}; give 1 or more")
 
     @property
     def url(self) -> str:
@@ -137,7 +139,8 @@ class Judge:
 
         if self.url == OPENAI_URL and not (self.api_key or os.environ.get("OPENAI_API_KEY")):
             raise ConfigError(
-                f"judge: {self.url} needs a key; set OPENAI_API_KEY, or judge_base_url to another server's address"
+                f"judge: {self.url} needs a key; set OPENAI_API_KEY, or {self.options}base_url to another server's "
+                "address"
             )
         async with self._client() as client:
             try:
@@ -151,19 +154,19 @@ class Judge:
                 if _never_connected(error):
                     raise ConfigError(
                         f"judge: nothing answers at {self.url} ({_root(error)}); start the server or mend "
-                        "judge_base_url"
+                        f"{self.options}base_url"
                     ) from error
             except (asyncio.TimeoutError, _NoText):
                 return
             except (_OtherShape, *NOT_JSON) as error:
                 raise ConfigError(
                     f"judge: {self.url} does not answer as OpenAI's API does: {self._reason(error)}; mend "
-                    "judge_base_url, which mostly ends in /v1"
+                    f"{self.options}base_url, which mostly ends in /v1"
                 ) from error
             except Exception as error:
                 raise ConfigError(
-                    f"judge: {self.url} cannot be asked ({self._reason(error)}); mend judge_base_url, judge_model "
-                    "or OPENAI_API_KEY"
+                    f"judge: {self.url} cannot be asked ({self._reason(error)}); mend {self.options}base_url, "
+                    f"{self.options}model or OPENAI_API_KEY"
                 ) from error
 
     async def _refusal(self, client: "AsyncOpenAI", error: Any) -> str:
@@ -178,13 +181,13 @@ class Judge:
                 )
             return (
                 f"judge: {self.url} does not find the model '{self.model}' ({reason}); choose another model, or mend "
-                "judge_base_url, which mostly ends in /v1"
+                f"{self.options}base_url, which mostly ends in /v1"
             )
         if error.status_code in (401, 403):
             return f"judge: {self.url} refuses the key ({reason}); set OPENAI_API_KEY to a valid one"
         return (
-            f"judge: {self.url} refuses the request ({reason}); choose another model, or set judge_temperature or "
-            "judge_max_tokens to what it takes"
+            f"judge: {self.url} refuses the request ({reason}); choose another model, or set "
+            f"{self.options}temperature or {self.options}max_tokens to what it takes"
         )
 
     async def _models(self, client: "AsyncOpenAI") -> list[str]:

@@ -95,6 +95,7 @@ class JudgeReward:
             parallelism=options.judge_parallelism,
             temperature=options.judge_temperature,
             max_tokens=options.judge_max_tokens,
+            options="grpo_judge_",
         )
         self._compares = options.reward_function == "similarity_judge"
         self.last_error: str | None = None
@@ -163,7 +164,7 @@ class Scores:
 
     def _require_callable_with(self, columns: Mapping[str, Any]) -> None:
         try:
-            signature = inspect.signature(self.reward)
+            signature = inspect.signature(self.reward, follow_wrapped=False)
         except (TypeError, ValueError):
             return  # a function that hides it
         try:
