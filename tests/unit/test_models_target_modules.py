@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from tests.small_runs import save_tiny_model, small_config
 from tutelage.errors import ModelError
+from tutelage.models.loading import without_peft_deprecations
 from tutelage.models.target_modules import check_target_modules, require_target_modules
 
 
@@ -25,12 +27,21 @@ def test_names_are_looked_for_without_weights(tmp_path: Path) -> None:
     check_target_modules(small_config(tmp_path, "run"), str(tmp_path / "nowhere"))  # loading says what is wrong
 
 
+# PEFT sets rank and alpha of the fused parameter, and then says that no module has its name.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
 def test_names_of_experts_are_left_to_peft(tmp_path: Path) -> None:
     """It turns those of Mixtral's files into the parameters that hold all experts."""
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
     with torch.device("meta"):
         mixtral = MixtralForCausalLM(MixtralConfig(num_hidden_layers=1, vocab_size=8, num_local_experts=2, **sizes))
-    require_target_modules(mixtral, small_config(tmp_path, "run", target_modules=["w1", "w2", "w3"]))
+    config = small_config(tmp_path, "run", target_modules=["w1", "w2", "w3"])
+    assert not any(name.endswith(("w1", "w2", "w3")) for name, _ in mixtral.named_modules())
+    require_target_modules(mixtral, config)
+    with without_peft_deprecations():
+        adapted = get_peft_model(mixtral, LoraConfig(r=2, target_modules=list(config.target_modules)))
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all(".experts." in name for name in trained)
 
 
 def test_of_the_default_one_name_is_enough(tmp_path: Path) -> None:
