@@ -41,6 +41,18 @@ class JobError(TutelageError):
     """A job cannot do what is asked of it: no such job, or not from where it stands."""
 
 
+class NotFoundError(JobError):
+    """There is none of that id, or it belongs to another organisation."""
+
+
+class FencedError(JobError):
+    """A run that was given up, or has ended, tries to write. The one who writes has to stop."""
+
+
+class StorageError(TutelageError):
+    """Records or files cannot be read or written: the database does not answer, the disk is full."""
+
+
 class ShapeError(TutelageError, ValueError):
     """Tensors that must agree in shape do not."""
 

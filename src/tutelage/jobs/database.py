@@ -1,0 +1,147 @@
+"""One database behind the same code: SQLite in a file, or PostgreSQL. Transactions, clocks, migrations.
+
+Not here: what is in the tables (`tables.py`), what is done with them (`queue.py` and its neighbours).
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from tutelage.errors import ConfigError, StorageError
+
+BUSY_SECONDS = 60
+"""How long a write of one process waits for that of another, on SQLite."""
+_WRITES = "tutelage_writes"
+
+
+class Database:
+    """The records. url: as SQLAlchemy writes them, `sqlite:///path` or `postgresql://user:password@host/name`.
+
+    Raises ConfigError for a url that cannot be meant, StorageError where the database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = _parsed(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
+        # SQLite has one writer; threads that wait their turn here need not ask again and again.
+        self._writing: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if self.is_sqlite else contextlib.nullcontext()
+        )
+        self._wall_at_start, self._monotonic_at_start = time.time(), time.monotonic()
+
+    @contextlib.contextmanager
+    def writing(self) -> Generator[Connection, None, None]:
+        """A transaction that changes something: all of it, or on an exception nothing. Raises StorageError."""
+        with self._writing, _translated(self.url), self.engine.connect() as connection:
+            connection.execution_options(**{_WRITES: True})
+            with connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Generator[Connection, None, None]:
+        """A transaction that sees one state and waits for no writer. Raises StorageError."""
+        with _translated(self.url), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def lease_clock(self, connection: Connection) -> float:
+        """Seconds by which leases are measured.
+
+        PostgreSQL: its own clock, one for all API processes. SQLite: seconds since this process began, on top of
+        when that was; a wall clock that is set, or a laptop that sleeps, takes no lease away.
+        """
+        if self.is_sqlite:
+            return self._wall_at_start + time.monotonic() - self._monotonic_at_start
+        return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
+
+    def revision(self) -> str | None:
+        """Of the schema that is there; None for an empty database."""
+        with self.reading() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the schema to a revision, up or down. Raises StorageError for one of a newer version of tutelage."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        known = ScriptDirectory.from_config(config)
+        here = self.revision()
+        if here is not None and here not in {script.revision for script in known.walk_revisions()}:
+            raise StorageError(
+                f"{self}: its schema {here} was made by a newer tutelage; install that, or restore an older backup"
+            )
+        order = [script.revision for script in known.walk_revisions()]  # newest first
+        target = known.get_current_head() if revision == "head" else None if revision == "base" else revision
+        down = here is not None and (target is None or order.index(target) > order.index(here))
+        with self.writing() as connection:
+            config.attributes["connection"] = connection
+            (command.downgrade if down else command.upgrade)(config, revision)
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+    def __str__(self) -> str:
+        return self.url.render_as_string(hide_password=True)
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise ConfigError(f"database: '{url}' is not an address; write sqlite:///path or postgresql://…") from error
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise ConfigError(f"database: {backend} is not supported; use sqlite:///path or postgresql://…")
+    return parsed
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    engine = create_engine(
+        url, pool_size=20, max_overflow=60, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _: Any) -> None:
+        # The driver would begin transactions only before the first write: too late to keep others out.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        # FULL: what was acknowledged is on the disk, also when the power goes.
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
+
+    return engine
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    try:
+        return create_engine(url, pool_size=20, max_overflow=40, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise ConfigError("database: PostgreSQL needs psycopg; pip install 'tutelage[postgresql]'") from error
+
+
+@contextlib.contextmanager
+def _translated(url: URL) -> Generator[None, None, None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()
+        where = url.render_as_string(hide_password=True)
+        raise StorageError(f"{where}: {cause[0] if cause else type(error).__name__}") from error

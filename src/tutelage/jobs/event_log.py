@@ -1,0 +1,168 @@
+"""What runs report: events and the newest value of each of their fields. Appending twice is appending once.
+
+Not here: the text a process prints (`run_logs.py`).
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from tutelage.errors import JobError
+from tutelage.jobs.database import Database
+from tutelage.jobs.plain_json import cleaned, cleaned_text
+from tutelage.jobs.records import Event
+from tutelage.jobs.rows import AnyRow, event_of, require_job, require_live_run, require_run
+from tutelage.jobs.tables import events, runs
+
+MAX_EVENT_BYTES = 256 * 1024
+MAX_LATEST_FIELDS = 2000
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """An event as it is reported. client_id: chosen by whoever reports it, unique in the run."""
+
+    client_id: str
+    data: Mapping[str, Any]
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one field over steps. tag: of the events that hold it."""
+
+    tag: str
+    field: str
+    steps: list[float]
+    values: list[float]
+
+
+class EventLog:
+    """The events of all runs."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def append(self, organization: str, run_id: str, new: Sequence[NewEvent]) -> int:
+        """Take events of a run in; how many of them were new.
+
+        Raises NotFoundError, FencedError, and JobError for one that is too large.
+        """
+        rows = {event.client_id: _row(run_id, event) for event in new}
+        with self.database.writing() as connection:
+            run = require_live_run(connection, organization, run_id)
+            known = set(
+                connection.execute(
+                    select(events.c.client_id).where(events.c.run_id == run_id, events.c.client_id.in_(list(rows)))
+                ).scalars()
+            )
+            added = [row for client_id, row in rows.items() if client_id not in known]
+            if added:
+                connection.execute(insert(events), added)
+                latest = merged(run.latest, (row["data"] for row in added))
+                connection.execute(update(runs).where(runs.c.id == run_id).values(latest=latest))
+            return len(added)
+
+    def of_run(self, organization: str, run_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Events of a run behind the one with id `after`, oldest first. Raises NotFoundError."""
+        with self.database.reading() as connection:
+            require_run(connection, organization, run_id)
+            return _page(connection, [run_id], after, limit)
+
+    def of_job(self, organization: str, job_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Events of all runs of a job, oldest first. Raises NotFoundError."""
+        with self.database.reading() as connection:
+            require_job(connection, organization, job_id)
+            return _page(connection, list(_runs_of(connection, job_id)), after, limit)
+
+    def latest(self, organization: str, *, job_id: str | None = None, run_id: str | None = None) -> dict[str, Any]:
+        """The newest value of each field that is not null, of a run or of all runs of a job. Raises NotFoundError."""
+        with self.database.reading() as connection:
+            if run_id is not None:
+                return dict(require_run(connection, organization, run_id).latest)
+            require_job(connection, organization, job_id or "")
+            newest: dict[str, Any] = {}
+            for latest in connection.execute(
+                select(runs.c.latest).where(runs.c.job_id == job_id).order_by(runs.c.created_at, runs.c.attempt)
+            ).scalars():
+                newest |= latest
+            return newest
+
+    def series(self, organization: str, run_id: str, *, points: int = 500) -> list[Series]:
+        """Every numeric field over `step`, thinned to about `points` events a tag. Raises NotFoundError.
+
+        The last event of each tag is always among them.
+        """
+        with self.database.reading() as connection:
+            require_run(connection, organization, run_id)
+            numbered = (
+                select(
+                    events.c.id,
+                    func.row_number().over(partition_by=events.c.tag, order_by=events.c.id).label("number"),
+                    func.count().over(partition_by=events.c.tag).label("count"),
+                )
+                .where(events.c.run_id == run_id)
+                .subquery()
+            )
+            stride = (numbered.c.count - 1) // points + 1
+            kept = select(numbered.c.id).where((numbered.c.count - numbered.c.number) % stride == 0)
+            rows = connection.execute(
+                select(events.c.tag, events.c.step, events.c.data).where(events.c.id.in_(kept)).order_by(events.c.id)
+            ).all()
+        return _series_of(rows)
+
+
+def merged(latest: Mapping[str, Any], data: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The newest value of each field: those of later events win, null never does."""
+    newest = dict(latest)
+    for fields in data:
+        for name, value in fields.items():
+            if value is not None and (name in newest or len(newest) < MAX_LATEST_FIELDS):
+                newest[name] = value
+    return newest
+
+
+def _row(run_id: str, event: NewEvent) -> dict[str, Any]:
+    data: dict[str, Any] = cleaned(event.data, "event")
+    size = len(json.dumps(data))
+    if size > MAX_EVENT_BYTES:
+        raise JobError(
+            f"event of {size} bytes: more than {MAX_EVENT_BYTES} are not taken; log a file: run.log(data, file=…)"
+        )
+    step, tag = data.get("step"), data.get("tag")
+    return {
+        "run_id": run_id,
+        "client_id": cleaned_text(event.client_id),
+        "created_at": time.time(),
+        "tag": tag[:100] if isinstance(tag, str) else "",
+        "step": step if isinstance(step, int) else None,
+        "data": data,
+        "file_id": event.file,
+    }
+
+
+def _runs_of(connection: Connection, job_id: str) -> Iterable[str]:
+    return connection.execute(select(runs.c.id).where(runs.c.job_id == job_id)).scalars()
+
+
+def _page(connection: Connection, run_ids: list[str], after: int, limit: int) -> list[Event]:
+    rows = connection.execute(
+        select(events).where(events.c.run_id.in_(run_ids), events.c.id > after).order_by(events.c.id).limit(limit)
+    )
+    return [event_of(row) for row in rows]
+
+
+def _series_of(rows: Sequence[AnyRow]) -> list[Series]:
+    found: dict[tuple[str, str], Series] = {}
+    for number, row in enumerate(rows):
+        step = row.step if row.step is not None else number
+        for name, value in row.data.items():
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                series = found.setdefault((row.tag, name), Series(row.tag, name, [], []))
+                series.steps.append(float(step))
+                series.values.append(float(value))
+    return list(found.values())

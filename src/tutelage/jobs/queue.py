@@ -1,0 +1,359 @@
+"""Submitting, claiming, keeping and ending jobs. Every step is one transaction that goes by the table of statuses.
+
+A claim makes a run, whose id is the fencing token: while the run is in progress its worker may write, and after it
+was given up nobody may. Rows are locked in one order: job, run, worker. Not here: which job a worker gets
+(`choosing.py`), listing (`listing.py`), events and logs, HTTP.
+"""
+
+import time
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from tutelage.errors import FencedError, NotFoundError
+from tutelage.jobs.choosing import choose, end_of_queue, kept_requirement
+from tutelage.jobs.database import Database
+from tutelage.jobs.identity import job_id
+from tutelage.jobs.records import Claim, Job, Renewal, Submission
+from tutelage.jobs.rows import AnyRow, change, insert_new, job_of, offer_of, require_job, require_live_run
+from tutelage.jobs.status import JobStatus
+from tutelage.jobs.tables import jobs, runs, workers
+
+LEASE_SECONDS = 30.0
+MAX_ATTEMPTS = 3
+MAX_SKIP = 10
+
+
+class Queue:
+    """The queue of a database.
+
+    lease_seconds: how long a worker may be silent. max_attempts: of a job whose workers get lost. max_skip: how often
+    a job is passed over for a younger one whose model the worker has.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_skip: int = MAX_SKIP,
+    ) -> None:
+        self.database = database
+        self.lease_seconds = lease_seconds
+        self.max_attempts = max_attempts
+        self.max_skip = max_skip
+
+    def submit(self, organization: str, submission: Submission, submitted_by: str | None = None) -> Job:
+        """The job of this submission: a new one, or the one there is.
+
+        One that failed or was canceled waits again; of a pending one the conditions on the worker are updated.
+        """
+        identity = job_id(
+            submission.prefix,
+            kind=submission.kind,
+            # What a custom job runs is its work as much as its params are.
+            params={**submission.params, "entrypoint": submission.entrypoint}
+            if submission.entrypoint is not None
+            else submission.params,
+            mounted_files=submission.mounted_files,
+            image=submission.requirement.image or "",
+            organization=organization,
+            suffix=submission.suffix,
+        )
+        with self.database.writing() as connection:
+            requirement = kept_requirement(connection, submission.requirement)
+            values = self._new_job(connection, organization, submission, requirement, submitted_by)
+            added = connection.execute(insert_new(connection, jobs).values(id=identity, **values))
+            row = require_job(connection, organization, identity, to_change=True)
+            status = JobStatus(row.status)
+            if added.rowcount == 0 and status in (JobStatus.FAILED, JobStatus.CANCELED):
+                self._queue_again(connection, row, requirement_id=requirement, timeout_at=submission.timeout_at)
+            elif added.rowcount == 0 and status is JobStatus.PENDING:
+                change(connection, row, requirement_id=requirement)
+            return job_of(require_job(connection, organization, identity))
+
+    def claim(self, organization: str, worker_id: str, run_id: str) -> Claim | None:
+        """The next job for a worker, as a run with this id; None where none fits.
+
+        run_id: chosen by the worker, so that asking again after a lost answer gets the same job. Raises
+        NotFoundError for a worker that is not registered, FencedError where the run is not the worker's or has ended.
+        """
+        with self.database.writing() as connection:
+            now = time.time()
+            worker = connection.execute(
+                select(workers).where(workers.c.id == worker_id, workers.c.organization_id == organization)
+            ).one_or_none()
+            if worker is None or worker.stopped_at is not None:
+                raise NotFoundError(f"{worker_id}: there is no such worker, or it was stopped; register again")
+            again = connection.execute(select(runs).where(runs.c.id == run_id)).one_or_none()
+            if again is not None:
+                if again.worker_id != worker_id or again.status != JobStatus.IN_PROGRESS.value:
+                    raise FencedError(f"{run_id}: this run is {again.status}; claim with a new id")
+                self._renew(connection, run_id)
+                return self._claimed(connection, organization, again.job_id, again)
+            chosen = choose(connection, organization, offer_of(worker), self.max_skip)
+            values: dict[str, Any] = {"last_seen_at": now}
+            if chosen is not None:
+                values["run_id"] = run_id
+            connection.execute(update(workers).where(workers.c.id == worker_id).values(values))
+            if chosen is None:
+                return None
+            change(
+                connection,
+                chosen,
+                status=JobStatus.IN_PROGRESS,
+                run_id=run_id,
+                worker_id=worker_id,
+                attempts=chosen.attempts + 1,
+                skipped=0,
+                started_at=now,
+                finished_at=None,
+            )
+            connection.execute(
+                insert(runs).values(
+                    id=run_id,
+                    organization_id=organization,
+                    job_id=chosen.id,
+                    worker_id=worker_id,
+                    attempt=chosen.attempts + 1,
+                    status=JobStatus.IN_PROGRESS.value,
+                    lease_until=self.database.lease_clock(connection) + self.lease_seconds,
+                    created_at=now,
+                    log_bytes=0,
+                    log_start=0,
+                    latest={},
+                )
+            )
+            run = connection.execute(select(runs).where(runs.c.id == run_id)).one()
+            return self._claimed(connection, organization, chosen.id, run)
+
+    def renew(self, organization: str, run_id: str) -> Renewal:
+        """Keep a run for another lease. Raises NotFoundError, FencedError."""
+        with self.database.writing() as connection:
+            run = require_live_run(connection, organization, run_id)
+            self._renew(connection, run_id)
+            if run.worker_id is not None:
+                connection.execute(
+                    update(workers).where(workers.c.id == run.worker_id).values(last_seen_at=time.time())
+                )
+            job = connection.execute(select(jobs).where(jobs.c.id == run.job_id)).one()
+            return Renewal(job.cancel_requested, self.lease_seconds)
+
+    def finish(
+        self,
+        organization: str,
+        run_id: str,
+        status: JobStatus,
+        *,
+        exit_code: int | None = None,
+        reason: str | None = None,
+    ) -> Job:
+        """End a run, and with it its job: completed, failed or canceled; pending gives the job back as it was.
+
+        A job that was canceled meanwhile is canceled, whatever its process did. Raises NotFoundError, FencedError.
+        """
+        with self.database.writing() as connection:
+            job_identity = connection.execute(
+                select(runs.c.job_id).where(runs.c.id == run_id, runs.c.organization_id == organization)
+            ).scalar_one_or_none()
+            if job_identity is None:
+                raise NotFoundError(f"{run_id}: there is no such run")
+            job = require_job(connection, organization, job_identity, to_change=True)
+            run = connection.execute(select(runs).where(runs.c.id == run_id)).one()
+            if run.status in (status.value, JobStatus.CANCELED.value):
+                return job_of(job)  # the answer to the first call was lost
+            require_live_run(connection, organization, run_id)
+            self._end(connection, job, run, status, exit_code=exit_code, reason=reason)
+            return job_of(require_job(connection, organization, job_identity))
+
+    def cancel(self, organization: str, job_identity: str) -> Job:
+        """Cancel a job; its process, if it has one, is stopped by its worker at the next heartbeat.
+
+        Raises NotFoundError, and JobError for one that completed or failed.
+        """
+        with self.database.writing() as connection:
+            job = require_job(connection, organization, job_identity, to_change=True)
+            if job.status != JobStatus.CANCELED.value:
+                self._cancel(connection, job, "canceled by a user")
+            return job_of(require_job(connection, organization, job_identity))
+
+    def restart(self, organization: str, job_identity: str) -> Job:
+        """Let a job that has ended wait again, at the end of the queue; one that waits or runs is left as it is.
+
+        Raises NotFoundError.
+        """
+        with self.database.writing() as connection:
+            job = require_job(connection, organization, job_identity, to_change=True)
+            if JobStatus(job.status).is_final:
+                self._queue_again(connection, job)
+            return job_of(require_job(connection, organization, job_identity))
+
+    def set_timeout(self, organization: str, job_identity: str, timeout_at: float | None) -> Job:
+        """When a job is canceled if it still runs, in seconds since the epoch. Raises NotFoundError."""
+        with self.database.writing() as connection:
+            change(
+                connection, require_job(connection, organization, job_identity, to_change=True), timeout_at=timeout_at
+            )
+            return job_of(require_job(connection, organization, job_identity))
+
+    def expire(self) -> list[str]:
+        """Give up runs whose lease has run out, cancel jobs whose time is over; the ids of the jobs that changed."""
+        with self.database.reading() as connection:
+            now = self.database.lease_clock(connection)
+            lost = connection.execute(
+                select(runs.c.id, runs.c.job_id, runs.c.organization_id).where(
+                    runs.c.status == JobStatus.IN_PROGRESS.value, runs.c.lease_until < now
+                )
+            ).all()
+            late = connection.execute(
+                select(jobs.c.id, jobs.c.organization_id).where(
+                    jobs.c.status == JobStatus.IN_PROGRESS.value, jobs.c.timeout_at < time.time()
+                )
+            ).all()
+        changed = [row.job_id for row in lost if self._expire_run(row)]
+        for row in late:
+            with self.database.writing() as connection:
+                job = require_job(connection, row.organization_id, row.id, to_change=True)
+                if job.status == JobStatus.IN_PROGRESS.value and job.timeout_at < time.time():
+                    self._cancel(connection, job, "its timeout has passed")
+                    changed.append(row.id)
+        return changed
+
+    def extend_leases(self) -> None:
+        """Give every live run a whole lease from now on: after a time in which no heartbeat could be taken in."""
+        with self.database.writing() as connection:
+            until = self.database.lease_clock(connection) + self.lease_seconds
+            connection.execute(
+                update(runs)
+                .where(runs.c.status == JobStatus.IN_PROGRESS.value, runs.c.lease_until.is_not(None))
+                .values(lease_until=until)
+            )
+
+    def _new_job(
+        self,
+        connection: Connection,
+        organization: str,
+        submission: Submission,
+        requirement: str,
+        submitted_by: str | None,
+    ) -> dict[str, Any]:
+        now = time.time()
+        return {
+            "organization_id": organization,
+            "kind": submission.kind,
+            "status": JobStatus.PENDING.value,
+            "model": submission.model,
+            "params": dict(submission.params),
+            "mounted_files": dict(submission.mounted_files),
+            "image": submission.requirement.image,
+            "entrypoint": submission.entrypoint,
+            "requirement_id": requirement,
+            "queue_number": end_of_queue(connection, organization),
+            "skipped": 0,
+            "attempts": 0,
+            "max_attempts": self.max_attempts,
+            "cancel_requested": False,
+            "timeout_at": submission.timeout_at,
+            "submitted_by": submitted_by,
+            "created_at": now,
+            "updated_at": now,
+            "queued_at": now,
+        }
+
+    def _queue_again(self, connection: Connection, job: AnyRow, **changes: Any) -> None:
+        # run_id stays: while a canceled process is still there, nobody else may begin.
+        change(
+            connection,
+            job,
+            status=JobStatus.PENDING,
+            queue_number=end_of_queue(connection, job.organization_id),
+            skipped=0,
+            attempts=0,
+            outputs=None,
+            reason=None,
+            queued_at=time.time(),
+            **{"timeout_at": None, **changes},
+        )
+
+    def _cancel(self, connection: Connection, job: AnyRow, reason: str) -> None:
+        now = time.time()
+        change(
+            connection,
+            job,
+            status=JobStatus.CANCELED,
+            reason=reason,
+            finished_at=now,
+            cancel_requested=job.run_id is not None,
+        )
+
+    def _end(
+        self,
+        connection: Connection,
+        job: AnyRow,
+        run: AnyRow,
+        status: JobStatus,
+        *,
+        exit_code: int | None,
+        reason: str | None,
+        lost: bool = False,
+    ) -> None:
+        """End a run in progress. status: of the job, pending where it is to be tried again."""
+        now = time.time()
+        given_back = status is JobStatus.PENDING and not lost
+        wanted = job.status == JobStatus.IN_PROGRESS.value  # not canceled meanwhile
+        if not wanted or given_back:
+            ended_as = JobStatus.CANCELED
+        else:
+            ended_as = JobStatus.FAILED if status is JobStatus.PENDING else status
+        connection.execute(
+            update(runs)
+            .where(runs.c.id == run.id)
+            .values(
+                status=ended_as.value,
+                exit_code=exit_code,
+                reason=reason if wanted else job.reason or "canceled by a user",
+                finished_at=now,
+                lease_until=None,
+            )
+        )
+        connection.execute(
+            update(workers).where(workers.c.id == run.worker_id, workers.c.run_id == run.id).values(run_id=None)
+        )
+        changes: dict[str, Any] = {"run_id": None, "cancel_requested": False}
+        if wanted:
+            changes |= {"status": status, "reason": reason}
+        if given_back and wanted:
+            changes["attempts"] = job.attempts - 1  # its worker was asked to stop: that was no attempt
+        if job.status == JobStatus.CANCELED.value or (wanted and status.is_final):
+            changes |= {"outputs": run.latest, "finished_at": now}
+        change(connection, job, **changes)
+
+    def _expire_run(self, lost: AnyRow) -> bool:
+        with self.database.writing() as connection:
+            job = require_job(connection, lost.organization_id, lost.job_id, to_change=True)
+            run = connection.execute(select(runs).where(runs.c.id == lost.id)).one()
+            now = self.database.lease_clock(connection)
+            if run.status != JobStatus.IN_PROGRESS.value or run.lease_until is None or run.lease_until >= now:
+                return False
+            what = f"attempt {run.attempt}: worker {run.worker_id} was not heard from for {self.lease_seconds:g} s"
+            again = job.attempts < job.max_attempts
+            status = JobStatus.PENDING if again else JobStatus.FAILED
+            self._end(
+                connection,
+                job,
+                run,
+                status,
+                exit_code=None,
+                reason=what if again else f"{what}; it was the last",
+                lost=True,
+            )
+            return True
+
+    def _renew(self, connection: Connection, run_id: str) -> None:
+        until = self.database.lease_clock(connection) + self.lease_seconds
+        connection.execute(update(runs).where(runs.c.id == run_id).values(lease_until=until))
+
+    def _claimed(self, connection: Connection, organization: str, job_identity: str, run: AnyRow) -> Claim:
+        job = job_of(require_job(connection, organization, job_identity))
+        return Claim(job=job, run_id=run.id, attempt=run.attempt, lease_seconds=self.lease_seconds)

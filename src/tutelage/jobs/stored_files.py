@@ -1,0 +1,246 @@
+"""Files by what is in them: stored once under their hash, in a folder or any store that fsspec knows.
+
+A file's name never becomes a path. Not here: whether the rows of a file are good (`tutelage.data`), HTTP.
+"""
+
+import contextlib
+import re
+import tempfile
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+from sqlalchemy import Connection, String, delete, exists, func, insert, or_, select
+from sqlalchemy import cast as sql_cast
+
+from tutelage.errors import ConfigError, DataError, JobError, NotFoundError, StorageError
+from tutelage.jobs.database import Database
+from tutelage.jobs.file_systems import open_store
+from tutelage.jobs.identity import FileHash
+from tutelage.jobs.plain_json import cleaned_text
+from tutelage.jobs.records import StoredFile
+from tutelage.jobs.rows import AnyRow, file_of
+from tutelage.jobs.status import JobStatus
+from tutelage.jobs.tables import files, jobs
+
+FILE_ID = re.compile(r"^[a-z][a-z0-9_-]{0,63}:file-[0-9a-f]{12}$")
+PURPOSE = re.compile(r"^[a-z][a-z0-9_-]{0,63}$")
+MAX_NAME = 255
+PART_BYTES = 1024 * 1024
+
+
+class Upload:
+    """A file that is coming in: on this machine's disk until it is complete. max_bytes: of the whole file."""
+
+    def __init__(self, folder: Path, organization: str, max_bytes: int) -> None:
+        self._file: IO[bytes] = tempfile.NamedTemporaryFile(dir=folder, prefix="upload-")  # noqa: SIM115 - closed by `close`
+        self.hash = FileHash(organization)
+        self.bytes = 0
+        self.max_bytes = max_bytes
+
+    @property
+    def path(self) -> Path:
+        return Path(self._file.name)
+
+    def write(self, part: bytes) -> None:
+        """The next bytes. Raises DataError beyond the limit, StorageError where the disk is full."""
+        self.bytes += len(part)
+        if self.bytes > self.max_bytes:
+            raise DataError(
+                f"the file is larger than {self.max_bytes} bytes, the limit of this server; upload it in parts, or "
+                "start the server with a larger --max-file-gb"
+            )
+        try:
+            self._file.write(part)
+        except OSError as error:
+            raise StorageError(f"{self.path.parent}: cannot be written ({error.strerror}); free space there") from error
+        self.hash.update(part)
+
+    def finish(self) -> None:
+        """All bytes are there. Raises StorageError."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(f"{self.path.parent}: cannot be written ({error.strerror}); free space there") from error
+
+    def close(self) -> None:
+        """Remove what is left of it here."""
+        with contextlib.suppress(FileNotFoundError):
+            self._file.close()
+
+
+class FileStore:
+    """Files of all organisations. url: a folder, or what fsspec knows, such as `s3://bucket/path`.
+
+    folder: for uploads that are not complete. Raises ConfigError for a store that cannot be opened.
+    """
+
+    def __init__(self, database: Database, url: str, folder: Path, *, max_bytes: int) -> None:
+        self.database = database
+        self.folder = folder
+        self.max_bytes = max_bytes
+        try:
+            self._store, self._root = open_store(url)
+            self._store.makedirs(self._root, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        except (ImportError, ValueError, OSError) as error:
+            raise ConfigError(
+                f"files: '{url}' cannot be opened ({error}); give a folder or a store fsspec knows"
+            ) from error
+
+    @contextlib.contextmanager
+    def upload(self, organization: str) -> Generator[Upload, None, None]:
+        """A place for a file that is coming in; whatever happens, nothing is left of it here."""
+        upload = Upload(self.folder, organization, self.max_bytes)
+        try:
+            yield upload
+        finally:
+            upload.close()
+
+    def keep(self, organization: str, upload: Upload, *, purpose: str, filename: str) -> StoredFile:
+        """Make a complete upload a file, or find that it is one already. Raises JobError, StorageError."""
+        if not PURPOSE.match(purpose):
+            raise JobError(f"purpose: '{purpose[:80]}' is none; use lower-case letters, digits, - and _")
+        upload.finish()
+        identity, content = upload.hash.id(purpose), upload.hash.content_hash
+        with self.database.writing() as connection:
+            self._alone_with(connection, content)
+            row = connection.execute(select(files).where(files.c.id == identity)).one_or_none()
+            if row is None:
+                self._store_content(upload, content)
+                connection.execute(
+                    insert(files).values(
+                        id=identity,
+                        organization_id=organization,
+                        purpose=purpose,
+                        filename=cleaned_text(filename)[:MAX_NAME],
+                        bytes=upload.bytes,
+                        content_hash=content,
+                        created_at=time.time(),
+                    )
+                )
+                row = connection.execute(select(files).where(files.c.id == identity)).one()
+            return file_of(row)
+
+    def get(self, organization: str, file_id: str) -> StoredFile:
+        """Raises NotFoundError."""
+        with self.database.reading() as connection:
+            return file_of(_require(connection, organization, file_id))
+
+    def list(
+        self,
+        organization: str,
+        *,
+        purpose: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+        ascending: bool = False,
+    ) -> list[StoredFile]:
+        """Files, newest first unless `ascending`, those behind the file `after`. Raises NotFoundError."""
+        query = select(files).where(files.c.organization_id == organization)
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        with self.database.reading() as connection:
+            if after is not None:
+                last = _require(connection, organization, after)
+                place = (files.c.created_at > last.created_at) if ascending else (files.c.created_at < last.created_at)
+                same = (files.c.id > last.id) if ascending else (files.c.id < last.id)
+                query = query.where(or_(place, (files.c.created_at == last.created_at) & same))
+            order = (files.c.created_at, files.c.id)
+            query = query.order_by(*(order if ascending else (column.desc() for column in order)))
+            return [file_of(row) for row in connection.execute(query.limit(limit))]
+
+    @contextlib.contextmanager
+    def open(self, organization: str, file_id: str) -> Generator[tuple[StoredFile, Iterator[bytes]], None, None]:
+        """A file and its bytes, part by part. Raises NotFoundError, StorageError where its content is gone."""
+        with self.database.reading() as connection:
+            row = _require(connection, organization, file_id)
+        try:
+            with self._store.open(self._path(row.content_hash), "rb") as content:
+                yield file_of(row), iter(lambda: content.read(PART_BYTES), b"")
+        except FileNotFoundError as error:
+            raise StorageError(f"{file_id}: its content is gone from the store; upload the file again") from error
+
+    def delete(self, organization: str, file_id: str) -> None:
+        """Remove a file, and its content if no other file has it.
+
+        Raises NotFoundError, and JobError where a job that is not done needs it.
+        """
+        with self.database.writing() as connection:
+            row = _require(connection, organization, file_id)
+            self._alone_with(connection, row.content_hash)
+            needed = connection.execute(
+                select(jobs.c.id)
+                .where(
+                    jobs.c.organization_id == organization,
+                    jobs.c.status.in_([JobStatus.PENDING.value, JobStatus.IN_PROGRESS.value]),
+                    or_(_mentions(jobs.c.params, file_id), _mentions(jobs.c.mounted_files, file_id)),
+                )
+                .limit(1)
+            ).scalar()
+            if needed is not None:
+                raise JobError(f"{file_id}: job {needed} needs it; cancel that job, or delete the file when it is done")
+            connection.execute(delete(files).where(files.c.id == file_id))
+            others = connection.execute(select(exists().where(files.c.content_hash == row.content_hash))).scalar()
+            if not others:
+                with contextlib.suppress(FileNotFoundError):
+                    self._store.rm_file(self._path(row.content_hash))
+
+    def require_all(self, organization: str, file_ids: set[str]) -> None:
+        """Raises NotFoundError for the first that is not there."""
+        with self.database.reading() as connection:
+            for file_id in sorted(file_ids):
+                _require(connection, organization, file_id)
+
+    def _path(self, content_hash: str) -> str:
+        return f"{self._root}/{content_hash[:2]}/{content_hash}"
+
+    def _store_content(self, upload: Upload, content_hash: str) -> None:
+        path = self._path(content_hash)
+        try:
+            if self._store.exists(path) and self._store.size(path) == upload.bytes:
+                return
+            self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
+            # Under another name first: whoever looks sees the whole file or none.
+            unfinished = f"{path}.{time.time_ns()}"
+            self._store.put_file(str(upload.path), unfinished)
+            self._store.mv(unfinished, path)
+        except OSError as error:
+            raise StorageError(
+                f"{self._root}: cannot be written ({error.strerror or error}); free space there"
+            ) from error
+
+    def _alone_with(self, connection: Connection, content_hash: str) -> None:
+        """Nobody else keeps or deletes this content until the transaction ends. SQLite has one writer anyway."""
+        if connection.dialect.name == "postgresql":
+            key = int(content_hash[:15], 16)
+            connection.execute(select(func.pg_advisory_xact_lock(key)))
+
+
+def file_ids_in(value: Any) -> set[str]:
+    """All ids of files anywhere in a JSON value."""
+    if isinstance(value, str):
+        return {value} if FILE_ID.match(value) else set()
+    items: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).values()
+    elif isinstance(value, list | tuple):
+        items = cast("list[Any]", value)
+    found: set[str] = set()
+    for item in items:
+        found |= file_ids_in(item)
+    return found
+
+
+def _mentions(column: Any, file_id: str) -> Any:
+    return sql_cast(column, String).contains(file_id, autoescape=True)
+
+
+def _require(connection: Connection, organization: str, file_id: str) -> AnyRow:
+    row = connection.execute(
+        select(files).where(files.c.id == file_id, files.c.organization_id == organization)
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError(f"{file_id[:80]}: there is no such file; list them with: tutelage files ls")
+    return row
