@@ -61,10 +61,11 @@ def read_conversations(path: Path) -> list[Conversation]:
     Raises one DataError that lists the bad rows (the first 20 with file, line and reason, then a count), or
     says that the file is missing, empty, unreadable, or made for another purpose.
     """
-    return read_rows(path, _parse)
+    return read_rows(path, parse_conversation)
 
 
-def _parse(row: Mapping[str, Any], place: str) -> Conversation:
+def parse_conversation(row: Mapping[str, Any], place: str) -> Conversation:
+    """One row. place: what messages call it. Raises DataError."""
     try:
         return _conversation(row, place)
     except _PreferenceRow as problem:

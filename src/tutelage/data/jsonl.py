@@ -15,6 +15,7 @@ from typing import IO, Any, TypeVar
 from tutelage.errors import DataError, nearest
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_LINE_BYTES = 256 * 1024 * 1024  # a few kilobytes of gzip can be one line of gigabytes
 MAX_REPORTED_ROWS = 20  # how many bad rows an error lists before it only counts
 
 Row = TypeVar("Row")
@@ -49,7 +50,9 @@ def read_json_lines(path: Path) -> Iterator[JsonLine | BadLine]:
     with _open(path) as file:
         opened = gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
         try:
-            for number, raw in enumerate(opened, start=1):
+            for number, raw in enumerate(iter(lambda: opened.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                if len(raw) > MAX_LINE_BYTES:
+                    raise DataError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes; split it")
                 line = raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
                 if line.strip():
                     yield _parse(number, line)

@@ -35,10 +35,11 @@ def read_preferences(path: Path) -> list[Preference]:
     A row has `prompt`, `chosen` and `rejected`, each a text or a list of messages; without `prompt`, the turns that
     `chosen` and `rejected` begin with alike are the prompt. Raises like `read_conversations`.
     """
-    return read_rows(path, _parse)
+    return read_rows(path, parse_preference)
 
 
-def _parse(row: Mapping[str, Any], place: str) -> Preference:
+def parse_preference(row: Mapping[str, Any], place: str) -> Preference:
+    """One row. place: what messages call it. Raises DataError."""
     if "chosen" not in row and any(key in row for key in CONVERSATION_KEYS):
         raise WrongFileError(
             f"{place}: a row with answers to learn from has the purpose '{Purpose.CONVERSATIONS.value}', but this loss "

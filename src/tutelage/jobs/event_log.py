@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from tutelage.errors import JobError
 from tutelage.jobs.database import Database
@@ -78,6 +78,29 @@ class EventLog:
         with self.database.reading() as connection:
             require_job(connection, organization, job_id)
             return _page(connection, list(_runs_of(connection, job_id)), after, limit)
+
+    def newest_of_job(
+        self, organization: str, job_id: str, *, before: int | None = None, limit: int = 20
+    ) -> list[Event]:
+        """Events of all runs of a job in front of the one with id `before`, newest first. Raises NotFoundError."""
+        return self._newest(organization, job_id, [], before, limit)
+
+    def checkpoints_of_job(
+        self, organization: str, job_id: str, *, before: int | None = None, limit: int = 20
+    ) -> list[Event]:
+        """Those that tell of a checkpoint that can be used as a model, newest first. Raises NotFoundError."""
+        usable = [events.c.tag == "checkpoint", events.c.data["checkpoint"].as_string().is_not(None)]
+        return self._newest(organization, job_id, usable, before, limit)
+
+    def _newest(
+        self, organization: str, job_id: str, conditions: list[ColumnElement[bool]], before: int | None, limit: int
+    ) -> list[Event]:
+        with self.database.reading() as connection:
+            require_job(connection, organization, job_id)
+            query = select(events).where(events.c.run_id.in_(list(_runs_of(connection, job_id))), *conditions)
+            if before is not None:
+                query = query.where(events.c.id < before)
+            return [event_of(row) for row in connection.execute(query.order_by(events.c.id.desc()).limit(limit))]
 
     def latest(self, organization: str, *, job_id: str | None = None, run_id: str | None = None) -> dict[str, Any]:
         """The newest value of each field that is not null, of a run or of all runs of a job. Raises NotFoundError."""

@@ -1,6 +1,7 @@
 """A store of files by its address. fsspec has no types, so the one place that knows it is here."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from fsspec.core import (  # pyright: ignore[reportMissingTypeStubs] - it has none
     url_to_fs,  # pyright: ignore[reportUnknownVariableType] - it has no types
@@ -12,6 +13,6 @@ def open_store(url: str) -> tuple[Any, str]:
 
     Raises ImportError where the package for this kind of address is missing, ValueError where there is none.
     """
-    opened: Any = url_to_fs
+    opened = cast("Callable[[str], tuple[Any, str]]", url_to_fs)
     store, path = opened(url)
     return store, str(path)

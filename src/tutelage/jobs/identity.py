@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 HEX_DIGITS = 12
+FILE_ID = re.compile(rf"^[a-z][a-z0-9_-]{{0,63}}:file-[0-9a-f]{{{HEX_DIGITS}}}$")
+"""What `FileHash.id` gives."""
 
 
 class FileHash:
@@ -49,6 +52,21 @@ def job_id(
     content = {"kind": kind, "params": params, "mounted_files": mounted_files, "image": image, "org": organization}
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()[:HEX_DIGITS]
     return f"{prefix}-{digest}-{suffix}" if suffix else f"{prefix}-{digest}"
+
+
+def file_ids_in(value: Any) -> set[str]:
+    """All ids of files anywhere in a JSON value."""
+    if isinstance(value, str):
+        return {value} if FILE_ID.match(value) else set()
+    items: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).values()
+    elif isinstance(value, list | tuple):
+        items = cast("list[Any]", value)
+    found: set[str] = set()
+    for item in items:
+        found |= file_ids_in(item)
+    return found
 
 
 def canonical_json(value: Any) -> str:

@@ -23,7 +23,7 @@ class JobFilter:
     """Which jobs. search: a part of the id, the model or the params. params: values that the params contain."""
 
     status: JobStatus | None = None
-    kind: str | None = None
+    kinds: Sequence[str] | None = None
     search: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -48,6 +48,17 @@ class Explanation:
     summary: str
     ahead: int
     workers: list[WorkerFit]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A run that answers chat completions. models: by the name people ask for, the name the run knows."""
+
+    run_id: str
+    job_id: str
+    address: str | None
+    port: int
+    models: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,22 @@ class Listing:
         with self.database.reading() as connection:
             return [run_of(row) for row in connection.execute(query)][::-1]
 
+    def serving(self, organization: str) -> list[Serving]:
+        """What live runs answer chat completions, those that began first first."""
+        query = (
+            select(runs.c.id, runs.c.job_id, runs.c.serving, workers.c.address)
+            .join(workers, runs.c.worker_id == workers.c.id)
+            .where(
+                runs.c.organization_id == organization,
+                runs.c.status == JobStatus.IN_PROGRESS.value,
+                runs.c.serving.is_not(None),
+            )
+            .order_by(runs.c.created_at)
+        )
+        with self.database.reading() as connection:
+            rows = connection.execute(query).all()
+        return [Serving(row.id, row.job_id, row.address, row.serving["port"], row.serving["models"]) for row in rows]
+
     def explain(self, organization: str, job_id: str) -> Explanation:
         """Why a job waits, and for each worker which conditions fail. Raises NotFoundError."""
         with self.database.reading() as connection:
@@ -177,8 +204,8 @@ class Listing:
     def _filtered(self, query: Select[Any], wanted: JobFilter) -> Select[Any]:
         if wanted.status is not None:
             query = query.where(jobs.c.status == wanted.status.value)
-        if wanted.kind is not None:
-            query = query.where(jobs.c.kind == wanted.kind)
+        if wanted.kinds is not None:
+            query = query.where(jobs.c.kind.in_(wanted.kinds))
         texts = [*_texts(wanted.params), *([wanted.search] if wanted.search else [])]
         for text in texts:
             # What the params contain is looked at closely afterwards; this leaves most jobs out before that.

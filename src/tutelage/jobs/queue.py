@@ -5,7 +5,9 @@ was given up nobody may. Rows are locked in one order: job, run, worker. Not her
 (`choosing.py`), listing (`listing.py`), events and logs, HTTP.
 """
 
+import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -14,8 +16,20 @@ from tutelage.errors import FencedError, NotFoundError
 from tutelage.jobs.choosing import choose, end_of_queue, kept_requirement
 from tutelage.jobs.database import Database
 from tutelage.jobs.identity import job_id
-from tutelage.jobs.records import Claim, Job, Renewal, Submission
-from tutelage.jobs.rows import AnyRow, change, insert_new, job_of, offer_of, require_job, require_live_run
+from tutelage.jobs.plain_json import cleaned, cleaned_text
+from tutelage.jobs.records import Claim, Job, Renewal, Run, Submission
+from tutelage.jobs.requirements import Requirement
+from tutelage.jobs.rows import (
+    AnyRow,
+    change,
+    insert_new,
+    job_of,
+    offer_of,
+    require_job,
+    require_live_run,
+    require_run,
+    run_of,
+)
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import jobs, runs, workers
 
@@ -110,21 +124,9 @@ class Queue:
                 started_at=now,
                 finished_at=None,
             )
-            connection.execute(
-                insert(runs).values(
-                    id=run_id,
-                    organization_id=organization,
-                    job_id=chosen.id,
-                    worker_id=worker_id,
-                    attempt=chosen.attempts + 1,
-                    status=JobStatus.IN_PROGRESS.value,
-                    lease_until=self.database.lease_clock(connection) + self.lease_seconds,
-                    created_at=now,
-                    log_bytes=0,
-                    log_start=0,
-                    latest={},
-                )
-            )
+            lease_until = self.database.lease_clock(connection) + self.lease_seconds
+            run_values = _new_run(run_id, organization, chosen.id, chosen.attempts + 1, now)
+            connection.execute(insert(runs).values(run_values | {"worker_id": worker_id, "lease_until": lease_until}))
             run = connection.execute(select(runs).where(runs.c.id == run_id)).one()
             return self._claimed(connection, organization, chosen.id, run)
 
@@ -196,6 +198,34 @@ class Queue:
                 connection, require_job(connection, organization, job_identity, to_change=True), timeout_at=timeout_at
             )
             return job_of(require_job(connection, organization, job_identity))
+
+    def begin_script(self, organization: str, script: str, submitted_by: str | None = None) -> Run:
+        """A script outside any worker reports about itself: a job that is in progress at once, and its run.
+
+        Nobody holds a lease on it; it ends when somebody ends or cancels it.
+        """
+        run_id, now = f"run-{secrets.token_hex(16)}", time.time()
+        submission = Submission("custom", "sjob", {}, Requirement(), entrypoint=cleaned_text(script))
+        with self.database.writing() as connection:
+            requirement = kept_requirement(connection, submission.requirement)
+            values = self._new_job(connection, organization, submission, requirement, submitted_by)
+            identity = f"sjob-{secrets.token_hex(6)}"
+            began = {"status": JobStatus.IN_PROGRESS.value, "run_id": run_id, "attempts": 1, "started_at": now}
+            connection.execute(insert(jobs).values(id=identity, **values | began))
+            connection.execute(insert(runs).values(_new_run(run_id, organization, identity, 1, now)))
+            return run_of(require_run(connection, organization, run_id))
+
+    def set_serving(self, organization: str, run_id: str, port: int, models: Mapping[str, str]) -> Run:
+        """A run answers chat completions on a port of its worker's machine.
+
+        models: by the name people ask for, the name the server behind the port knows. Raises NotFoundError,
+        FencedError.
+        """
+        with self.database.writing() as connection:
+            require_live_run(connection, organization, run_id)
+            serving = cleaned({"port": port, "models": dict(models)}, "models")
+            connection.execute(update(runs).where(runs.c.id == run_id).values(serving=serving))
+            return run_of(require_run(connection, organization, run_id))
 
     def expire(self) -> list[str]:
         """Give up runs whose lease has run out, cancel jobs whose time is over; the ids of the jobs that changed."""
@@ -357,3 +387,17 @@ class Queue:
     def _claimed(self, connection: Connection, organization: str, job_identity: str, run: AnyRow) -> Claim:
         job = job_of(require_job(connection, organization, job_identity))
         return Claim(job=job, run_id=run.id, attempt=run.attempt, lease_seconds=self.lease_seconds)
+
+
+def _new_run(run_id: str, organization: str, job_identity: str, attempt: int, now: float) -> dict[str, Any]:
+    return {
+        "id": run_id,
+        "organization_id": organization,
+        "job_id": job_identity,
+        "attempt": attempt,
+        "status": JobStatus.IN_PROGRESS.value,
+        "created_at": now,
+        "log_bytes": 0,
+        "log_start": 0,
+        "latest": {},
+    }

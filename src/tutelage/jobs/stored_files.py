@@ -7,9 +7,9 @@ import contextlib
 import re
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from sqlalchemy import Connection, String, delete, exists, func, insert, or_, select
 from sqlalchemy import cast as sql_cast
@@ -24,7 +24,6 @@ from tutelage.jobs.rows import AnyRow, file_of
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import files, jobs
 
-FILE_ID = re.compile(r"^[a-z][a-z0-9_-]{0,63}:file-[0-9a-f]{12}$")
 PURPOSE = re.compile(r"^[a-z][a-z0-9_-]{0,63}$")
 MAX_NAME = 255
 PART_BYTES = 1024 * 1024
@@ -33,8 +32,8 @@ PART_BYTES = 1024 * 1024
 class Upload:
     """A file that is coming in: on this machine's disk until it is complete. max_bytes: of the whole file."""
 
-    def __init__(self, folder: Path, organization: str, max_bytes: int) -> None:
-        self._file: IO[bytes] = tempfile.NamedTemporaryFile(dir=folder, prefix="upload-")  # noqa: SIM115 - closed by `close`
+    def __init__(self, folder: Path, organization: str, max_bytes: int, suffix: str = "") -> None:
+        self._file: IO[bytes] = tempfile.NamedTemporaryFile(dir=folder, prefix="upload-", suffix=suffix)  # noqa: SIM115 - closed by `close`
         self.hash = FileHash(organization)
         self.bytes = 0
         self.max_bytes = max_bytes
@@ -90,9 +89,12 @@ class FileStore:
             ) from error
 
     @contextlib.contextmanager
-    def upload(self, organization: str) -> Generator[Upload, None, None]:
-        """A place for a file that is coming in; whatever happens, nothing is left of it here."""
-        upload = Upload(self.folder, organization, self.max_bytes)
+    def upload(self, organization: str, suffix: str = "") -> Generator[Upload, None, None]:
+        """A place for a file that is coming in; whatever happens, nothing is left of it here.
+
+        suffix: of its name on this machine, for readers that go by it.
+        """
+        upload = Upload(self.folder, organization, self.max_bytes, suffix)
         try:
             yield upload
         finally:
@@ -132,15 +134,15 @@ class FileStore:
         self,
         organization: str,
         *,
-        purpose: str | None = None,
+        purposes: Sequence[str] | None = None,
         limit: int = 100,
         after: str | None = None,
         ascending: bool = False,
     ) -> list[StoredFile]:
         """Files, newest first unless `ascending`, those behind the file `after`. Raises NotFoundError."""
         query = select(files).where(files.c.organization_id == organization)
-        if purpose is not None:
-            query = query.where(files.c.purpose == purpose)
+        if purposes is not None:
+            query = query.where(files.c.purpose.in_(purposes))
         with self.database.reading() as connection:
             if after is not None:
                 last = _require(connection, organization, after)
@@ -216,21 +218,6 @@ class FileStore:
         if connection.dialect.name == "postgresql":
             key = int(content_hash[:15], 16)
             connection.execute(select(func.pg_advisory_xact_lock(key)))
-
-
-def file_ids_in(value: Any) -> set[str]:
-    """All ids of files anywhere in a JSON value."""
-    if isinstance(value, str):
-        return {value} if FILE_ID.match(value) else set()
-    items: Iterable[Any] = ()
-    if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).values()
-    elif isinstance(value, list | tuple):
-        items = cast("list[Any]", value)
-    found: set[str] = set()
-    for item in items:
-        found |= file_ids_in(item)
-    return found
 
 
 def _mentions(column: Any, file_id: str) -> Any:

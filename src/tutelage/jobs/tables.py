@@ -180,7 +180,8 @@ runs = Table(
     Column("log_bytes", BigInteger, nullable=False),
     Column("log_start", BigInteger, nullable=False),
     Column("latest", Json, nullable=False),
-    Column("serves_port", Integer),
+    # Port and names of models of a run that answers chat completions.
+    Column("serving", Json),
     Index("ix_runs_job_id_created_at", "job_id", "created_at"),
     Index("ix_runs_worker_id_created_at", "worker_id", "created_at"),
     Index("ix_runs_organization_id_created_at", "organization_id", "created_at"),

@@ -10,6 +10,14 @@ branch_labels = None
 depends_on = None
 
 
+def _only(condition: str) -> dict[str, object]:
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
+
+
+_WHERE_PENDING = _only("status = 'pending'")
+_WHERE_RUNNING = _only("status = 'in_progress'")
+
+
 def _json() -> sa.types.TypeEngine[object]:
     return sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 
@@ -41,8 +49,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_files_organization_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_files")),
     )
-    op.create_index(op.f("ix_files_content_hash"), "files", ["content_hash"], unique=False)
-    op.create_index("ix_files_organization_id_created_at", "files", ["organization_id", "created_at"], unique=False)
+    op.create_index(op.f("ix_files_content_hash"), "files", ["content_hash"])
+    op.create_index("ix_files_organization_id_created_at", "files", ["organization_id", "created_at"])
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(), nullable=False),
@@ -75,31 +83,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["requirement_id"], ["requirements.id"], name=op.f("fk_jobs_requirement_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
-    op.create_index("ix_jobs_organization_id_created_at", "jobs", ["organization_id", "created_at", "id"], unique=False)
-    op.create_index("ix_jobs_organization_id_queue_number", "jobs", ["organization_id", "queue_number"], unique=False)
+    op.create_index("ix_jobs_organization_id_created_at", "jobs", ["organization_id", "created_at", "id"])
+    op.create_index("ix_jobs_organization_id_queue_number", "jobs", ["organization_id", "queue_number"])
     op.create_index(
-        "ix_jobs_organization_id_status_created_at",
-        "jobs",
-        ["organization_id", "status", "created_at", "id"],
-        unique=False,
+        "ix_jobs_organization_id_status_created_at", "jobs", ["organization_id", "status", "created_at", "id"]
     )
-    op.create_index("ix_jobs_organization_id_updated_at", "jobs", ["organization_id", "updated_at"], unique=False)
-    op.create_index(
-        "ix_jobs_pending",
-        "jobs",
-        ["organization_id", "queue_number", "requirement_id"],
-        unique=False,
-        sqlite_where=sa.text("status = 'pending'"),
-        postgresql_where=sa.text("status = 'pending'"),
-    )
-    op.create_index(
-        "ix_jobs_pending_requirement",
-        "jobs",
-        ["organization_id", "requirement_id"],
-        unique=False,
-        sqlite_where=sa.text("status = 'pending'"),
-        postgresql_where=sa.text("status = 'pending'"),
-    )
+    op.create_index("ix_jobs_organization_id_updated_at", "jobs", ["organization_id", "updated_at"])
+    op.create_index("ix_jobs_pending", "jobs", ["organization_id", "queue_number", "requirement_id"], **_WHERE_PENDING)
+    op.create_index("ix_jobs_pending_requirement", "jobs", ["organization_id", "requirement_id"], **_WHERE_PENDING)
     op.create_table(
         "secrets",
         sa.Column("organization_id", sa.String(), nullable=False),
@@ -125,8 +116,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tokens")),
         sa.UniqueConstraint("hash", name=op.f("uq_tokens_hash")),
     )
-    op.create_index("ix_tokens_organization_id_created_at", "tokens", ["organization_id", "created_at"], unique=False)
-    op.create_index(op.f("ix_tokens_run_id"), "tokens", ["run_id"], unique=False)
+    op.create_index("ix_tokens_organization_id_created_at", "tokens", ["organization_id", "created_at"])
+    op.create_index(op.f("ix_tokens_run_id"), "tokens", ["run_id"])
     op.create_table(
         "workers",
         sa.Column("id", sa.String(), nullable=False),
@@ -146,9 +137,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_workers_organization_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
     )
-    op.create_index(
-        "ix_workers_organization_id_last_seen_at", "workers", ["organization_id", "last_seen_at"], unique=False
-    )
+    op.create_index("ix_workers_organization_id_last_seen_at", "workers", ["organization_id", "last_seen_at"])
     op.create_table(
         "runs",
         sa.Column("id", sa.String(), nullable=False),
@@ -165,22 +154,15 @@ def upgrade() -> None:
         sa.Column("log_bytes", sa.BigInteger(), nullable=False),
         sa.Column("log_start", sa.BigInteger(), nullable=False),
         sa.Column("latest", _json(), nullable=False),
-        sa.Column("serves_port", sa.Integer(), nullable=True),
+        sa.Column("serving", _json(), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_runs_job_id")),
         sa.ForeignKeyConstraint(["organization_id"], ["organizations.id"], name=op.f("fk_runs_organization_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runs")),
     )
-    op.create_index("ix_runs_job_id_created_at", "runs", ["job_id", "created_at"], unique=False)
-    op.create_index(
-        "ix_runs_lease",
-        "runs",
-        ["lease_until"],
-        unique=False,
-        sqlite_where=sa.text("status = 'in_progress'"),
-        postgresql_where=sa.text("status = 'in_progress'"),
-    )
-    op.create_index("ix_runs_organization_id_created_at", "runs", ["organization_id", "created_at"], unique=False)
-    op.create_index("ix_runs_worker_id_created_at", "runs", ["worker_id", "created_at"], unique=False)
+    op.create_index("ix_runs_job_id_created_at", "runs", ["job_id", "created_at"])
+    op.create_index("ix_runs_lease", "runs", ["lease_until"], **_WHERE_RUNNING)
+    op.create_index("ix_runs_organization_id_created_at", "runs", ["organization_id", "created_at"])
+    op.create_index("ix_runs_worker_id_created_at", "runs", ["worker_id", "created_at"])
     op.create_table(
         "events",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -195,7 +177,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
         sa.UniqueConstraint("run_id", "client_id", name=op.f("uq_events_run_id_client_id")),
     )
-    op.create_index("ix_events_run_id_tag_id", "events", ["run_id", "tag", "id"], unique=False)
+    op.create_index("ix_events_run_id_tag_id", "events", ["run_id", "tag", "id"])
     op.create_table(
         "log_chunks",
         sa.Column("run_id", sa.String(), nullable=False),
@@ -212,12 +194,7 @@ def downgrade() -> None:
     op.drop_table("events")
     op.drop_index("ix_runs_worker_id_created_at", table_name="runs")
     op.drop_index("ix_runs_organization_id_created_at", table_name="runs")
-    op.drop_index(
-        "ix_runs_lease",
-        table_name="runs",
-        sqlite_where=sa.text("status = 'in_progress'"),
-        postgresql_where=sa.text("status = 'in_progress'"),
-    )
+    op.drop_index("ix_runs_lease", table_name="runs", **_WHERE_RUNNING)
     op.drop_index("ix_runs_job_id_created_at", table_name="runs")
     op.drop_table("runs")
     op.drop_index("ix_workers_organization_id_last_seen_at", table_name="workers")
@@ -226,18 +203,8 @@ def downgrade() -> None:
     op.drop_index("ix_tokens_organization_id_created_at", table_name="tokens")
     op.drop_table("tokens")
     op.drop_table("secrets")
-    op.drop_index(
-        "ix_jobs_pending_requirement",
-        table_name="jobs",
-        sqlite_where=sa.text("status = 'pending'"),
-        postgresql_where=sa.text("status = 'pending'"),
-    )
-    op.drop_index(
-        "ix_jobs_pending",
-        table_name="jobs",
-        sqlite_where=sa.text("status = 'pending'"),
-        postgresql_where=sa.text("status = 'pending'"),
-    )
+    op.drop_index("ix_jobs_pending_requirement", table_name="jobs", **_WHERE_PENDING)
+    op.drop_index("ix_jobs_pending", table_name="jobs", **_WHERE_PENDING)
     op.drop_index("ix_jobs_organization_id_updated_at", table_name="jobs")
     op.drop_index("ix_jobs_organization_id_status_created_at", table_name="jobs")
     op.drop_index("ix_jobs_organization_id_queue_number", table_name="jobs")

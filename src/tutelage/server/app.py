@@ -1,0 +1,59 @@
+"""The application: all endpoints on one set of services, and what goes on beside. Not here: listening (`serve`)."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+import tutelage
+from tutelage.errors import TutelageError
+from tutelage.server.limits import Limits
+from tutelage.server.openai import chat, files, fine_tuning, models
+from tutelage.server.own import administration, jobs, reports, runs, workers
+from tutelage.server.problems import add_handlers
+from tutelage.server.services import Services
+
+logger = logging.getLogger(__name__)
+EXPIRE_EVERY_SECONDS = 1.0
+
+
+def create_app(services: Services) -> FastAPI:
+    """The ASGI application of a server. It does not close the services."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services.notices.open()
+        app.state.upstream = chat.upstream_client()
+        expiring = asyncio.create_task(_expire(services))
+        try:
+            yield
+        finally:
+            services.notices.close()
+            expiring.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await expiring
+            await app.state.upstream.aclose()
+
+    app = FastAPI(title="Tutelage", version=tutelage.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.services = services
+    for module in (jobs, runs, reports, workers, administration, files, fine_tuning, models, chat):
+        app.include_router(module.router)
+    add_handlers(app)
+    app.add_middleware(Limits, max_file_bytes=services.settings.max_file_bytes)
+    return app
+
+
+async def _expire(services: Services) -> None:
+    """Again and again, give up runs whose workers are silent, and cancel jobs whose time is over."""
+    while True:
+        try:
+            changed = await run_in_threadpool(services.queue.expire)
+        except TutelageError as error:
+            logger.warning("leases could not be looked at: %s", error)
+            changed = []
+        if changed:
+            services.notices.tell("pending")
+        await asyncio.sleep(EXPIRE_EVERY_SECONDS)

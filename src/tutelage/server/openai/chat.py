@@ -1,0 +1,79 @@
+"""Chat completions: handed on to the run that serves the model, answers as they come. Not here: serving (`worker`)."""
+
+import logging
+from collections.abc import AsyncIterator
+
+import httpx2 as httpx
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, JsonValue
+from starlette.concurrency import run_in_threadpool
+
+from tutelage.errors import NotFoundError
+from tutelage.jobs.listing import Serving
+from tutelage.server.authentication import Parts, Reader
+from tutelage.server.own.bodies import Identity
+from tutelage.server.problems import problem
+from tutelage.server.services import Services
+
+logger = logging.getLogger(__name__)
+router = APIRouter(prefix="/v1/chat", tags=["chat (OpenAI)"])
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 1800.0
+"""A model on a CPU may think for a while before its first token."""
+
+
+class NewChatCompletion(BaseModel):
+    """OpenAI's body; what is in it is for the server of the model."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    model: Identity
+    messages: list[dict[str, JsonValue]]
+
+
+@router.post("/completions", response_model=None)
+async def create(body: NewChatCompletion, request: Request, parts: Parts, who: Reader) -> Response:
+    """An answer of a deployed model; with `stream`, as it is made."""
+    serving = await run_in_threadpool(_serving, parts, who.organization, body.model)
+    upstream = f"http://{_host(serving.address)}:{serving.port}/v1/chat/completions"
+    content = body.model_dump(mode="json") | {"model": serving.models[body.model]}
+    client: httpx.AsyncClient = request.app.state.upstream
+    try:
+        answer = await client.send(client.build_request("POST", upstream, json=content), stream=True)
+    except httpx.HTTPError as error:
+        logger.warning("%s: %s", serving.job_id, error)
+        return problem(
+            502,
+            f"{body.model}: job {serving.job_id} serves it but does not answer; look at its log",
+        )
+    kind = answer.headers.get("content-type", "application/json")
+    return StreamingResponse(_handed_on(answer), status_code=answer.status_code, media_type=kind)
+
+
+def upstream_client() -> httpx.AsyncClient:
+    """The connections to servers of models. No proxy: they are this project's own machines."""
+    timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+    return httpx.AsyncClient(timeout=timeout, trust_env=False, follow_redirects=False)
+
+
+async def _handed_on(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for part in answer.aiter_bytes():
+            yield part
+    finally:
+        await answer.aclose()
+
+
+def _serving(parts: Services, organization: str, model: str) -> Serving:
+    found = [serving for serving in parts.listing.serving(organization) if model in serving.models]
+    if not found:
+        raise NotFoundError(f"{model}: no running job serves it; deploy it first: client.api.deploy('{model}').up()")
+    return found[-1]
+
+
+def _host(address: str | None) -> str:
+    """As a part of a URL."""
+    host = address or "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

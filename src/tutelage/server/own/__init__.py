@@ -1,0 +1,1 @@
+"""Our own endpoints, under /api: jobs, runs, events, logs, workers, claims, tokens, secrets, costs."""

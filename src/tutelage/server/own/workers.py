@@ -1,0 +1,84 @@
+"""Workers: registering, reporting, claiming jobs."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from tutelage.jobs.access import Scope
+from tutelage.jobs.records import Worker
+from tutelage.jobs.registry import Registration
+from tutelage.jobs.requirements import Offer, cloud_type_of, hardware_of
+from tutelage.server.authentication import Parts, Reader, WorkerPrincipal
+from tutelage.server.own.bodies import Claimed, Identity, NewClaim, NewWorker, Page, Reason, WorkerReport
+
+router = APIRouter(prefix="/api", tags=["workers"])
+WorkerId = Annotated[Identity, Path()]
+JOB_SCOPES = (Scope.READ, Scope.SUBMIT)
+
+
+@router.post("/workers")
+def register(body: NewWorker, request: Request, parts: Parts, who: WorkerPrincipal) -> Worker:
+    """A worker begins."""
+    offer = Offer(
+        hardware=hardware_of(body.hardware),
+        gpus=body.gpus,
+        vram_gb=body.vram_gb,
+        cloud_type=cloud_type_of(body.cloud_type, of_worker=True),
+        images=tuple(body.images) if body.images is not None else None,
+        cached_models=tuple(body.cached_models),
+        ignore_vram=body.ignore_vram,
+    )
+    address = request.client.host if request.client else None
+    return parts.registry.register(
+        who.organization, Registration(body.name, offer, body.version, address, body.cost_per_hour)
+    )
+
+
+@router.get("/workers")
+def list_workers(parts: Parts, who: Reader, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Page[Worker]:
+    """Workers, those last heard from first."""
+    found = parts.registry.list(who.organization, limit=limit + 1)
+    return Page(data=found[:limit], has_more=len(found) > limit)
+
+
+@router.patch("/workers/{worker_id}")
+def report(worker_id: WorkerId, body: WorkerReport, parts: Parts, who: WorkerPrincipal) -> Worker:
+    """What a worker has now."""
+    return parts.registry.report(
+        who.organization, worker_id, cached_models=body.cached_models, disk_free_gb=body.disk_free_gb
+    )
+
+
+@router.post("/workers/{worker_id}/stop")
+def stop(worker_id: WorkerId, body: Reason, parts: Parts, who: WorkerPrincipal) -> Worker:
+    """A worker ends, or is to claim nothing more."""
+    return parts.registry.stop(who.organization, worker_id, body.reason)
+
+
+@router.post("/claims", response_model=Claimed, responses={204: {"description": "No pending job fits."}})
+async def claim(body: NewClaim, parts: Parts, who: WorkerPrincipal) -> Claimed | Response:
+    """The next job for a worker, waiting for one if asked to."""
+    until = time.monotonic() + body.wait
+    while True:
+        found = await run_in_threadpool(parts.queue.claim, who.organization, body.worker_id, body.run_id)
+        left = until - time.monotonic()
+        if found is not None:
+            break
+        if left <= 0 or parts.notices.closing:
+            return Response(status_code=204)
+        await parts.notices.wait("pending", min(left, 5.0))
+    token = await run_in_threadpool(
+        lambda: parts.access.create_token(who.organization, f"of {found.run_id}", JOB_SCOPES, run_id=found.run_id)
+    )
+    environment = await run_in_threadpool(parts.access.environment, who.organization)
+    return Claimed(
+        job=found.job,
+        run_id=found.run_id,
+        attempt=found.attempt,
+        lease_seconds=found.lease_seconds,
+        heartbeat_seconds=min(parts.settings.heartbeat_seconds, found.lease_seconds / 4),
+        token=token.secret,
+        environment=environment,
+    )

@@ -1,0 +1,72 @@
+"""Errors as JSON, in the form OpenAI's endpoints have: one sentence, a type, a code. Never a traceback."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from tutelage.errors import FencedError, NotFoundError, OutputError, StorageError, TutelageError
+
+logger = logging.getLogger(__name__)
+
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Let every error leave as JSON."""
+    app.add_exception_handler(TutelageError, _ours)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def problem(
+    status: int,
+    message: str,
+    *,
+    code: str | None = None,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """An error as it goes out."""
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    body = {"error": {"message": message, "type": kind, "code": code, "param": param}}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def status_of(error: TutelageError) -> int:
+    """The HTTP status of an error."""
+    if isinstance(error, NotFoundError):
+        return 404
+    if isinstance(error, FencedError):
+        return 409
+    return 503 if isinstance(error, StorageError | OutputError) else 400
+
+
+async def _ours(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TutelageError)
+    status = status_of(error)
+    if status == 503:
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+    return problem(status, str(error), code="fenced" if status == 409 else None)
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers) if error.headers else None
+    return problem(error.status_code, str(error.detail), headers=headers)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    message = f"{place or 'the request'}: {first['msg']}"
+    return problem(400, message, param=place or None)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    logger.exception("%s %s", request.method, request.url.path, exc_info=error)
+    return problem(500, "the server met an error of its own, which is in its log; please report it")

@@ -1,0 +1,73 @@
+"""Everything the endpoints work with, opened once. Not here: HTTP."""
+
+from dataclasses import dataclass
+
+from tutelage.errors import ConfigError
+from tutelage.files import make_folder
+from tutelage.jobs.access import Access
+from tutelage.jobs.database import Database
+from tutelage.jobs.event_log import EventLog
+from tutelage.jobs.listing import Listing
+from tutelage.jobs.queue import Queue
+from tutelage.jobs.registry import Registry
+from tutelage.jobs.run_logs import RunLogs
+from tutelage.jobs.stored_files import FileStore
+from tutelage.server.masking import Masking
+from tutelage.server.notices import Notices
+from tutelage.server.settings import ServerSettings, secret_key
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of `tutelage.jobs` on one database, and what wakes those who wait. organization: the default one."""
+
+    settings: ServerSettings
+    database: Database
+    queue: Queue
+    listing: Listing
+    events: EventLog
+    logs: RunLogs
+    files: FileStore
+    registry: Registry
+    access: Access
+    notices: Notices
+    masking: Masking
+    organization: str
+
+    def close(self) -> None:
+        """Give back what is open."""
+        self.database.close()
+
+
+def open_services(settings: ServerSettings) -> Services:
+    """Open database and files, bring the schema up to date, give live runs a whole lease.
+
+    Raises ConfigError, OutputError and StorageError; ConfigError too where others could get in without a token.
+    """
+    make_folder(settings.home, "--home")
+    database = Database(settings.database_url)
+    database.migrate()
+    access = Access(database, secret_key(settings.home))
+    organization = access.organization()
+    if not settings.open_on_loopback and not access.has_tokens():
+        raise ConfigError(
+            f"--host {settings.host}: others than this machine, or other stores, need tokens, and there is none; "
+            "make one first: tutelage token create NAME --scope admin"
+        )
+    queue = Queue(database, lease_seconds=settings.lease_seconds)
+    # While no server was there, no heartbeat could be taken in.
+    queue.extend_leases()
+    return Services(
+        settings=settings,
+        database=database,
+        queue=queue,
+        listing=Listing(database),
+        events=EventLog(database),
+        logs=RunLogs(database),
+        files=FileStore(database, settings.files_url, settings.uploads, max_bytes=settings.max_file_bytes),
+        registry=Registry(database),
+        access=access,
+        notices=Notices(),
+        masking=Masking(access),
+        organization=organization,
+    )
