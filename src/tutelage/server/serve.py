@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from pathlib import Path
 
 import uvicorn
 
@@ -39,7 +38,7 @@ def serve(settings: ServerSettings, *, with_worker: bool = True, say: Callable[[
         stack.callback(services.close)
         listening = stack.enter_context(_listening(settings))
         url = _url(settings, listening)
-        server = uvicorn.Server(_config(services))
+        server = _Server(_config(services))
         worker = _LocalWorker(services, url, say) if with_worker else None
         say(f"tutelage serves {url} with everything in {settings.home.absolute()}")
         if worker is not None:
@@ -63,6 +62,14 @@ def _config(services: Services) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
     )
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: its own handlers would close the server before the worker is done with it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
 
 
 @contextlib.contextmanager
@@ -111,8 +118,6 @@ def _stopping(
         services.notices.close()
         server.should_exit = True
 
-    # The handlers of uvicorn would close the server first.
-    server.capture_signals = contextlib.nullcontext
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -181,13 +186,8 @@ class _LocalWorker:
         command = [sys.executable, "-m", "tutelage.cli", "worker", "--name", "local", "--folder", str(home / "worker")]
         command += ["--ignore-vram"]
         environment = {**os.environ, "TUTELAGE_URL": self._url, "TUTELAGE_API_KEY": new.secret}
-        log = _worker_log(home)
-        with log.open("ab") as output:
+        with (home / "worker.log").open("ab") as output:
             # A group of its own: ctrl-C is for the server, which stops it in order.
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-
-
-def _worker_log(home: Path) -> Path:
-    return home / "worker.log"
