@@ -16,9 +16,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, NoSuchModuleError, SQLAlchemyError
 
-from tutelage.errors import ConfigError, StorageError
+from tutelage.errors import ConfigError, JobError, StorageError
 
 BUSY_SECONDS = 60
 """How long a write of one process waits for that of another, on SQLite."""
@@ -52,8 +52,11 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Generator[Connection, None, None]:
         """A transaction that sees one state and waits for no writer. Raises StorageError."""
-        with _translated(self.url), self.engine.connect() as connection, connection.begin():
-            yield connection
+        with _translated(self.url), self.engine.connect() as connection:
+            if not self.is_sqlite:
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                yield connection
 
     def lease_clock(self, connection: Connection) -> float:
         """Seconds by which leases are measured.
@@ -141,6 +144,10 @@ def _postgresql_engine(url: URL) -> Engine:
 def _translated(url: URL) -> Generator[None, None, None]:
     try:
         yield
+    except (DataError, UnicodeEncodeError, OverflowError) as error:
+        raise JobError(
+            "a value holds a NUL, half a surrogate pair or a number beyond 64 bits, which no record can hold; take it out"
+        ) from error
     except SQLAlchemyError as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()
         where = url.render_as_string(hide_password=True)

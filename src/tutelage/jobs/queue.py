@@ -5,6 +5,7 @@ was given up nobody may. Rows are locked in one order: job, run, worker. Not her
 (`choosing.py`), listing (`listing.py`), events and logs, HTTP.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from tutelage.errors import FencedError, NotFoundError
+from tutelage.errors import FencedError, JobError, NotFoundError
 from tutelage.jobs.choosing import choose, end_of_queue, kept_requirement
 from tutelage.jobs.database import Database
 from tutelage.jobs.identity import job_id
@@ -25,6 +26,7 @@ from tutelage.jobs.rows import (
     insert_new,
     job_of,
     offer_of,
+    outputs_of,
     require_job,
     require_live_run,
     require_run,
@@ -67,7 +69,7 @@ class Queue:
             submission.prefix,
             kind=submission.kind,
             # What a custom job runs is its work as much as its params are.
-            params={**submission.params, "entrypoint": submission.entrypoint}
+            params={"params": submission.params, "entrypoint": submission.entrypoint}
             if submission.entrypoint is not None
             else submission.params,
             mounted_files=submission.mounted_files,
@@ -78,12 +80,13 @@ class Queue:
         with self.database.writing() as connection:
             requirement = kept_requirement(connection, submission.requirement)
             values = self._new_job(connection, organization, submission, requirement, submitted_by)
-            added = connection.execute(insert_new(connection, jobs).values(id=identity, **values))
+            insert_it = insert_new(connection, jobs).values(id=identity, **values).returning(jobs.c.id)
+            is_new = connection.execute(insert_it).first() is not None
             row = require_job(connection, organization, identity, to_change=True)
             status = JobStatus(row.status)
-            if added.rowcount == 0 and status in (JobStatus.FAILED, JobStatus.CANCELED):
+            if not is_new and status in (JobStatus.FAILED, JobStatus.CANCELED):
                 self._queue_again(connection, row, requirement_id=requirement, timeout_at=submission.timeout_at)
-            elif added.rowcount == 0 and status is JobStatus.PENDING:
+            elif not is_new and status is JobStatus.PENDING:
                 change(connection, row, requirement_id=requirement)
             return job_of(require_job(connection, organization, identity))
 
@@ -153,8 +156,11 @@ class Queue:
     ) -> Job:
         """End a run, and with it its job: completed, failed or canceled; pending gives the job back as it was.
 
-        A job that was canceled meanwhile is canceled, whatever its process did. Raises NotFoundError, FencedError.
+        A job that was canceled meanwhile is canceled, whatever its process did. Raises NotFoundError, FencedError, and
+        JobError for a status that is no end.
         """
+        if status is JobStatus.IN_PROGRESS:
+            raise JobError(f"{run_id}: a run ends as completed, failed or canceled, or gives its job back as pending")
         with self.database.writing() as connection:
             job_identity = connection.execute(
                 select(runs.c.job_id).where(runs.c.id == run_id, runs.c.organization_id == organization)
@@ -162,7 +168,7 @@ class Queue:
             if job_identity is None:
                 raise NotFoundError(f"{run_id}: there is no such run")
             job = require_job(connection, organization, job_identity, to_change=True)
-            run = connection.execute(select(runs).where(runs.c.id == run_id)).one()
+            run = connection.execute(select(runs).where(runs.c.id == run_id).with_for_update()).one()
             if run.status in (status.value, JobStatus.CANCELED.value):
                 return job_of(job)  # the answer to the first call was lost
             require_live_run(connection, organization, run_id)
@@ -245,7 +251,7 @@ class Queue:
         for row in late:
             with self.database.writing() as connection:
                 job = require_job(connection, row.organization_id, row.id, to_change=True)
-                if job.status == JobStatus.IN_PROGRESS.value and job.timeout_at < time.time():
+                if job.status == JobStatus.IN_PROGRESS.value and (job.timeout_at or math.inf) < time.time():
                     self._cancel(connection, job, "its timeout has passed")
                     changed.append(row.id)
         return changed
@@ -303,6 +309,8 @@ class Queue:
             outputs=None,
             reason=None,
             queued_at=time.time(),
+            started_at=None,
+            finished_at=None,
             **{"timeout_at": None, **changes},
         )
 
@@ -356,13 +364,13 @@ class Queue:
         if given_back and wanted:
             changes["attempts"] = job.attempts - 1  # its worker was asked to stop: that was no attempt
         if job.status == JobStatus.CANCELED.value or (wanted and status.is_final):
-            changes |= {"outputs": run.latest, "finished_at": now}
+            changes |= {"outputs": outputs_of(connection, job), "finished_at": now}
         change(connection, job, **changes)
 
     def _expire_run(self, lost: AnyRow) -> bool:
         with self.database.writing() as connection:
             job = require_job(connection, lost.organization_id, lost.job_id, to_change=True)
-            run = connection.execute(select(runs).where(runs.c.id == lost.id)).one()
+            run = connection.execute(select(runs).where(runs.c.id == lost.id).with_for_update()).one()
             now = self.database.lease_clock(connection)
             if run.status != JobStatus.IN_PROGRESS.value or run.lease_until is None or run.lease_until >= now:
                 return False

@@ -35,7 +35,8 @@ class Submission:
 
 @dataclass(frozen=True)
 class Job:
-    """A job. run_id, worker_id: who has it now, or had it last. reason: why it failed, was canceled or waits again."""
+    """A job. run_id: who has it now. worker_id: who has it, or had it last. reason: why it failed, was canceled or
+    waits again."""
 
     id: str
     kind: str

@@ -154,6 +154,15 @@ def require_live_run(connection: Connection, organization: str, run_id: str) -> 
     return row
 
 
+def outputs_of(connection: Connection, job: AnyRow) -> dict[str, Any]:
+    """The newest value of each field that the runs of a job reported since it was last submitted or restarted."""
+    query = select(runs.c.latest).where(runs.c.job_id == job.id, runs.c.created_at >= job.queued_at)
+    outputs: dict[str, Any] = {}
+    for latest in connection.execute(query.order_by(runs.c.created_at, runs.c.attempt)).scalars():
+        outputs |= latest
+    return outputs
+
+
 def change(connection: Connection, job: AnyRow, *, status: JobStatus | None = None, **values: Any) -> None:
     """Change a job whose row is locked. Raises JobError for a status that the table does not allow from where it is."""
     if status is not None:

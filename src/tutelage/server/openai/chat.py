@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 
-import httpx2 as httpx
+import httpx
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, JsonValue
