@@ -146,7 +146,7 @@ def _translated(url: URL) -> Generator[None, None, None]:
         yield
     except (DataError, UnicodeEncodeError, OverflowError) as error:
         raise JobError(
-            "a value holds a NUL, half a surrogate pair or a number beyond 64 bits, which no record can hold; take it out"
+            "a value holds a NUL, half a surrogate pair or a number beyond 64 bits; no record can: take it out"
         ) from error
     except SQLAlchemyError as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()

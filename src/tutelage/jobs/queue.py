@@ -2,7 +2,7 @@
 
 A claim makes a run, whose id is the fencing token: while the run is in progress its worker may write, and after it
 was given up nobody may. Rows are locked in one order: job, run, worker. Not here: which job a worker gets
-(`choosing.py`), listing (`listing.py`), events and logs, HTTP.
+(`choosing.py`), what a step changes (`steps.py`), listing (`listing.py`), events and logs, HTTP.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from tutelage.errors import FencedError, JobError, NotFoundError
-from tutelage.jobs.choosing import choose, end_of_queue, kept_requirement
+from tutelage.jobs.choosing import choose
 from tutelage.jobs.database import Database
 from tutelage.jobs.identity import job_id
 from tutelage.jobs.plain_json import cleaned, cleaned_text
@@ -26,13 +26,13 @@ from tutelage.jobs.rows import (
     insert_new,
     job_of,
     offer_of,
-    outputs_of,
     require_job,
     require_live_run,
     require_run,
     run_of,
 )
 from tutelage.jobs.status import JobStatus
+from tutelage.jobs.steps import cancel_job, end_run, queue_again, values_of_job, values_of_run
 from tutelage.jobs.tables import jobs, runs, workers
 
 LEASE_SECONDS = 30.0
@@ -78,16 +78,15 @@ class Queue:
             suffix=submission.suffix,
         )
         with self.database.writing() as connection:
-            requirement = kept_requirement(connection, submission.requirement)
-            values = self._new_job(connection, organization, submission, requirement, submitted_by)
+            values = values_of_job(connection, organization, submission, self.max_attempts, submitted_by)
             insert_it = insert_new(connection, jobs).values(id=identity, **values).returning(jobs.c.id)
             is_new = connection.execute(insert_it).first() is not None
             row = require_job(connection, organization, identity, to_change=True)
             status = JobStatus(row.status)
             if not is_new and status in (JobStatus.FAILED, JobStatus.CANCELED):
-                self._queue_again(connection, row, requirement_id=requirement, timeout_at=submission.timeout_at)
+                queue_again(connection, row, requirement_id=values["requirement_id"], timeout_at=submission.timeout_at)
             elif not is_new and status is JobStatus.PENDING:
-                change(connection, row, requirement_id=requirement)
+                change(connection, row, requirement_id=values["requirement_id"])
             return job_of(require_job(connection, organization, identity))
 
     def claim(self, organization: str, worker_id: str, run_id: str) -> Claim | None:
@@ -128,7 +127,7 @@ class Queue:
                 finished_at=None,
             )
             lease_until = self.database.lease_clock(connection) + self.lease_seconds
-            run_values = _new_run(run_id, organization, chosen.id, chosen.attempts + 1, now)
+            run_values = values_of_run(run_id, organization, chosen.id, chosen.attempts + 1)
             connection.execute(insert(runs).values(run_values | {"worker_id": worker_id, "lease_until": lease_until}))
             run = connection.execute(select(runs).where(runs.c.id == run_id)).one()
             return self._claimed(connection, organization, chosen.id, run)
@@ -172,7 +171,7 @@ class Queue:
             if run.status in (status.value, JobStatus.CANCELED.value):
                 return job_of(job)  # the answer to the first call was lost
             require_live_run(connection, organization, run_id)
-            self._end(connection, job, run, status, exit_code=exit_code, reason=reason)
+            end_run(connection, job, run, status, exit_code=exit_code, reason=reason)
             return job_of(require_job(connection, organization, job_identity))
 
     def cancel(self, organization: str, job_identity: str) -> Job:
@@ -183,7 +182,7 @@ class Queue:
         with self.database.writing() as connection:
             job = require_job(connection, organization, job_identity, to_change=True)
             if job.status != JobStatus.CANCELED.value:
-                self._cancel(connection, job, "canceled by a user")
+                cancel_job(connection, job, "canceled by a user")
             return job_of(require_job(connection, organization, job_identity))
 
     def restart(self, organization: str, job_identity: str) -> Job:
@@ -194,7 +193,7 @@ class Queue:
         with self.database.writing() as connection:
             job = require_job(connection, organization, job_identity, to_change=True)
             if JobStatus(job.status).is_final:
-                self._queue_again(connection, job)
+                queue_again(connection, job)
             return job_of(require_job(connection, organization, job_identity))
 
     def set_timeout(self, organization: str, job_identity: str, timeout_at: float | None) -> Job:
@@ -213,12 +212,11 @@ class Queue:
         run_id, now = f"run-{secrets.token_hex(16)}", time.time()
         submission = Submission("custom", "sjob", {}, Requirement(), entrypoint=cleaned_text(script))
         with self.database.writing() as connection:
-            requirement = kept_requirement(connection, submission.requirement)
-            values = self._new_job(connection, organization, submission, requirement, submitted_by)
+            values = values_of_job(connection, organization, submission, self.max_attempts, submitted_by)
             identity = f"sjob-{secrets.token_hex(6)}"
             began = {"status": JobStatus.IN_PROGRESS.value, "run_id": run_id, "attempts": 1, "started_at": now}
             connection.execute(insert(jobs).values(id=identity, **values | began))
-            connection.execute(insert(runs).values(_new_run(run_id, organization, identity, 1, now)))
+            connection.execute(insert(runs).values(values_of_run(run_id, organization, identity, 1)))
             return run_of(require_run(connection, organization, run_id))
 
     def set_serving(self, organization: str, run_id: str, port: int, models: Mapping[str, str]) -> Run:
@@ -252,7 +250,7 @@ class Queue:
             with self.database.writing() as connection:
                 job = require_job(connection, row.organization_id, row.id, to_change=True)
                 if job.status == JobStatus.IN_PROGRESS.value and (job.timeout_at or math.inf) < time.time():
-                    self._cancel(connection, job, "its timeout has passed")
+                    cancel_job(connection, job, "its timeout has passed")
                     changed.append(row.id)
         return changed
 
@@ -266,107 +264,6 @@ class Queue:
                 .values(lease_until=until)
             )
 
-    def _new_job(
-        self,
-        connection: Connection,
-        organization: str,
-        submission: Submission,
-        requirement: str,
-        submitted_by: str | None,
-    ) -> dict[str, Any]:
-        now = time.time()
-        return {
-            "organization_id": organization,
-            "kind": submission.kind,
-            "status": JobStatus.PENDING.value,
-            "model": submission.model,
-            "params": dict(submission.params),
-            "mounted_files": dict(submission.mounted_files),
-            "image": submission.requirement.image,
-            "entrypoint": submission.entrypoint,
-            "requirement_id": requirement,
-            "queue_number": end_of_queue(connection, organization),
-            "skipped": 0,
-            "attempts": 0,
-            "max_attempts": self.max_attempts,
-            "cancel_requested": False,
-            "timeout_at": submission.timeout_at,
-            "submitted_by": submitted_by,
-            "created_at": now,
-            "updated_at": now,
-            "queued_at": now,
-        }
-
-    def _queue_again(self, connection: Connection, job: AnyRow, **changes: Any) -> None:
-        # run_id stays: while a canceled process is still there, nobody else may begin.
-        change(
-            connection,
-            job,
-            status=JobStatus.PENDING,
-            queue_number=end_of_queue(connection, job.organization_id),
-            skipped=0,
-            attempts=0,
-            outputs=None,
-            reason=None,
-            queued_at=time.time(),
-            started_at=None,
-            finished_at=None,
-            **{"timeout_at": None, **changes},
-        )
-
-    def _cancel(self, connection: Connection, job: AnyRow, reason: str) -> None:
-        now = time.time()
-        change(
-            connection,
-            job,
-            status=JobStatus.CANCELED,
-            reason=reason,
-            finished_at=now,
-            cancel_requested=job.run_id is not None,
-        )
-
-    def _end(
-        self,
-        connection: Connection,
-        job: AnyRow,
-        run: AnyRow,
-        status: JobStatus,
-        *,
-        exit_code: int | None,
-        reason: str | None,
-        lost: bool = False,
-    ) -> None:
-        """End a run in progress. status: of the job, pending where it is to be tried again."""
-        now = time.time()
-        given_back = status is JobStatus.PENDING and not lost
-        wanted = job.status == JobStatus.IN_PROGRESS.value  # not canceled meanwhile
-        if not wanted or given_back:
-            ended_as = JobStatus.CANCELED
-        else:
-            ended_as = JobStatus.FAILED if status is JobStatus.PENDING else status
-        connection.execute(
-            update(runs)
-            .where(runs.c.id == run.id)
-            .values(
-                status=ended_as.value,
-                exit_code=exit_code,
-                reason=reason if wanted else job.reason or "canceled by a user",
-                finished_at=now,
-                lease_until=None,
-            )
-        )
-        connection.execute(
-            update(workers).where(workers.c.id == run.worker_id, workers.c.run_id == run.id).values(run_id=None)
-        )
-        changes: dict[str, Any] = {"run_id": None, "cancel_requested": False}
-        if wanted:
-            changes |= {"status": status, "reason": reason}
-        if given_back and wanted:
-            changes["attempts"] = job.attempts - 1  # its worker was asked to stop: that was no attempt
-        if job.status == JobStatus.CANCELED.value or (wanted and status.is_final):
-            changes |= {"outputs": outputs_of(connection, job), "finished_at": now}
-        change(connection, job, **changes)
-
     def _expire_run(self, lost: AnyRow) -> bool:
         with self.database.writing() as connection:
             job = require_job(connection, lost.organization_id, lost.job_id, to_change=True)
@@ -377,7 +274,7 @@ class Queue:
             what = f"attempt {run.attempt}: worker {run.worker_id} was not heard from for {self.lease_seconds:g} s"
             again = job.attempts < job.max_attempts
             status = JobStatus.PENDING if again else JobStatus.FAILED
-            self._end(
+            end_run(
                 connection,
                 job,
                 run,
@@ -395,17 +292,3 @@ class Queue:
     def _claimed(self, connection: Connection, organization: str, job_identity: str, run: AnyRow) -> Claim:
         job = job_of(require_job(connection, organization, job_identity))
         return Claim(job=job, run_id=run.id, attempt=run.attempt, lease_seconds=self.lease_seconds)
-
-
-def _new_run(run_id: str, organization: str, job_identity: str, attempt: int, now: float) -> dict[str, Any]:
-    return {
-        "id": run_id,
-        "organization_id": organization,
-        "job_id": job_identity,
-        "attempt": attempt,
-        "status": JobStatus.IN_PROGRESS.value,
-        "created_at": now,
-        "log_bytes": 0,
-        "log_start": 0,
-        "latest": {},
-    }
