@@ -75,20 +75,20 @@ class Database:
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the schema to a revision, up or down. Raises StorageError for one of a newer version of tutelage."""
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        known = ScriptDirectory.from_config(config)
-        here = self.revision()
-        if here is not None and here not in {script.revision for script in known.walk_revisions()}:
+        config, here, order = _alembic(), self.revision(), self.known_revisions()
+        if here is not None and here not in order:
             raise StorageError(
                 f"{self}: its schema {here} was made by a newer tutelage; install that, or restore an older backup"
             )
-        order = [script.revision for script in known.walk_revisions()]  # newest first
-        target = known.get_current_head() if revision == "head" else None if revision == "base" else revision
+        target = order[0] if revision == "head" else None if revision == "base" else revision
         down = here is not None and (target is None or order.index(target) > order.index(here))
         with self.writing() as connection:
             config.attributes["connection"] = connection
             (command.downgrade if down else command.upgrade)(config, revision)
+
+    def known_revisions(self) -> list[str]:
+        """Schemas that this version of tutelage can make, the newest first."""
+        return [script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()]
 
     def close(self) -> None:
         """Give all connections back."""
@@ -96,6 +96,13 @@ class Database:
 
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)
+
+
+def _alembic() -> Config:
+    config = Config()
+    # Alembic reads % as the beginning of a variable.
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
 
 
 def _parsed(url: str) -> URL:

@@ -16,7 +16,6 @@ from sqlalchemy import Connection, insert, select, update
 from tutelage.errors import FencedError, JobError, NotFoundError
 from tutelage.jobs.choosing import choose
 from tutelage.jobs.database import Database
-from tutelage.jobs.identity import job_id
 from tutelage.jobs.plain_json import cleaned, cleaned_text
 from tutelage.jobs.records import Claim, Job, Renewal, Run, Submission
 from tutelage.jobs.requirements import Requirement
@@ -65,18 +64,7 @@ class Queue:
 
         One that failed or was canceled waits again; of a pending one the conditions on the worker are updated.
         """
-        identity = job_id(
-            submission.prefix,
-            kind=submission.kind,
-            # What a custom job runs is its work as much as its params are.
-            params={"params": submission.params, "entrypoint": submission.entrypoint}
-            if submission.entrypoint is not None
-            else submission.params,
-            mounted_files=submission.mounted_files,
-            image=submission.requirement.image or "",
-            organization=organization,
-            suffix=submission.suffix,
-        )
+        identity = submission.id(organization)
         with self.database.writing() as connection:
             values = values_of_job(connection, organization, submission, self.max_attempts, submitted_by)
             insert_it = insert_new(connection, jobs).values(id=identity, **values).returning(jobs.c.id)

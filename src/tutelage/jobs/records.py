@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+from tutelage.jobs.identity import job_id
 from tutelage.jobs.requirements import CloudType, Requirement
 from tutelage.jobs.status import JobStatus
 
@@ -31,6 +32,19 @@ class Submission:
     entrypoint: str | None = None
     suffix: str | None = None
     timeout_at: float | None = None
+
+    def id(self, organization: str) -> str:
+        """What its job is called. What a custom job runs is its work as much as its params are."""
+        custom = {"params": self.params, "entrypoint": self.entrypoint}
+        return job_id(
+            self.prefix,
+            kind=self.kind,
+            params=self.params if self.entrypoint is None else custom,
+            mounted_files=self.mounted_files,
+            image=self.requirement.image or "",
+            organization=organization,
+            suffix=self.suffix,
+        )
 
 
 @dataclass(frozen=True)
