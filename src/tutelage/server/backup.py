@@ -22,7 +22,7 @@ from typing import IO, Any
 from sqlalchemy import LargeBinary, MetaData, Table, insert, select, text
 
 import tutelage
-from tutelage.errors import ConfigError, DataError, OutputError
+from tutelage.errors import ConfigError, DataError, OutputError, StorageError
 from tutelage.files import only_process_in
 from tutelage.jobs.database import Database
 from tutelage.jobs.file_systems import open_store
