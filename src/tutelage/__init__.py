@@ -3,13 +3,29 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tutelage.client import AsyncClient, Client, Jobs, OpenWeights, register
     from tutelage.config import TrainingConfig
     from tutelage.training import Run, train
 
 __version__ = "0.1.0"
-__all__ = ["Run", "TrainingConfig", "__version__", "train"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Jobs",
+    "OpenWeights",
+    "Run",
+    "TrainingConfig",
+    "__version__",
+    "register",
+    "train",
+]
 
-_HOMES = {"TrainingConfig": "tutelage.config", "Run": "tutelage.training", "train": "tutelage.training"}
+_HOMES = {
+    "TrainingConfig": "tutelage.config",
+    "Run": "tutelage.training",
+    "train": "tutelage.training",
+    **dict.fromkeys(("AsyncClient", "Client", "Jobs", "OpenWeights", "register"), "tutelage.client"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,10 @@ class DataError(TutelageError):
     """A data file cannot be used. The message names file and line."""
 
 
+class TooLargeError(DataError):
+    """A file has more bytes than are taken."""
+
+
 class ModelError(TutelageError):
     """A model or tokenizer cannot be found, loaded or trained as asked."""
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import tutelage
-from tutelage.cli import compare, demo, evaluate
+from tutelage.cli import compare, demo, evaluate, jobs, serve, stored, work
 from tutelage.errors import ConfigError, TutelageError
 
 app = typer.Typer(
@@ -72,6 +72,10 @@ def train(
 compare.register(app)
 demo.register(app)
 evaluate.register(app)
+serve.register(app)
+work.register(app)
+jobs.register(app)
+stored.register(app)
 
 
 def main() -> None:

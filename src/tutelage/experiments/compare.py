@@ -7,6 +7,7 @@ is compared (`specification.py`), how a model is asked (`evaluate.py`).
 import itertools
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,11 +35,12 @@ from tutelage.experiments.planning import (
     outcomes_name,
     unequal_passes,
 )
+from tutelage.experiments.remote import RemoteRuns
 from tutelage.experiments.report import write_report
 from tutelage.experiments.results import Curve, ExperimentResults, ModelResult, SeedResult, Status
-from tutelage.experiments.specification import BASE, Chain, Experiment
+from tutelage.experiments.specification import BASE, Chain, Experiment, RunOn
 from tutelage.experiments.tables import write_results
-from tutelage.files import only_process_in
+from tutelage.files import make_folder, only_process_in
 from tutelage.training import Run, train
 from tutelage.training.checkpoints import latest_checkpoint
 from tutelage.training.record import describe_run, read_record
@@ -97,9 +99,12 @@ class _Comparison:
         self.evaluator = Evaluator(experiment, output / "evaluations", lambda text: self._say(f"  {text}"))
         self.base: Evaluated | None = None
         self._number = 0
+        self._remote = RemoteRuns(self._say) if experiment.run_on is RunOn.SERVER else None
 
     def models(self) -> list[ModelResult]:
         """The base, then every run."""
+        if self._remote is not None:
+            self._remote.submit_all(self._first_stages())
         self._say("evaluating base")
         self.base = self.evaluator.base()
         seed = SeedResult(
@@ -110,6 +115,17 @@ class _Comparison:
         )
         base = ModelResult(BASE, None, (seed,), self.base.answers)
         return [base, *(self._run(name) for name in self.experiment.runs)]
+
+    def _first_stages(self) -> Iterator[TrainingConfig]:
+        """Of the runs that are not there yet."""
+        for name, seeds in self.experiment.runs.items():
+            for seed, chain in seeds.items():
+                identity = identities_of(self.experiment, chain)[0]
+                if finished_run(self._folder(name, seed, 0, identity)) is None:
+                    yield chain[0]
+
+    def _folder(self, name: str, seed: int, number: int, identity: str) -> Path:
+        return self.output / "runs" / folder_name(self.experiment, name, seed, number, identity)
 
     def _run(self, name: str) -> ModelResult:
         seeds: list[SeedResult] = []
@@ -182,7 +198,7 @@ class _Comparison:
         kept_as = outcomes_name(self.experiment, name, seed, number)
         if self.experiment.stages:
             label = f"{label}, {self.experiment.stages[number]}"
-        path = self.output / "runs" / folder_name(self.experiment, name, seed, number, identity)
+        path = self._folder(name, seed, number, identity)
         changes: dict[str, Any] = {"output_dir": path}
         if before:
             changes["model"] = str(before[-1].run.model_path)
@@ -210,6 +226,9 @@ class _Comparison:
                 resume = path
             except ResumeError:
                 shutil.rmtree(path)  # stopped before its first checkpoint
+        if self._remote is not None and resume is None:
+            make_folder(path.parent, "--output")
+            return self._remote.train(config, path, label), False
         self._say(f"{'continuing' if resume else 'training'} {label}")
         return train(Run.open(path).config if resume else config, resume=resume, console=self.console), False
 

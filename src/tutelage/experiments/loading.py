@@ -5,7 +5,7 @@ Not here: what an entry of `evaluate` may be (`evaluation.suite`), what an optio
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -14,7 +14,7 @@ from tutelage.config.faults import checked
 from tutelage.data.jsonl import data_hash
 from tutelage.errors import ConfigError, nearest
 from tutelage.evaluation.suite import read_suite
-from tutelage.experiments.specification import Chain, Experiment, Texts
+from tutelage.experiments.specification import Chain, Experiment, RunOn, Texts
 from tutelage.monitoring import everyday_prompts, read_prompts
 
 MONITOR = {
@@ -53,7 +53,7 @@ class ExperimentFile(BaseModel):
     evaluate: dict[str, Any] = {}
     monitor: dict[str, Any] = {}
     drift: Drift = Drift()
-    run_on: Literal["local"] = "local"
+    run_on: RunOn = RunOn.LOCAL
     title: str | None = None
     introduction: str = ""
     notes: list[str] = []
@@ -112,6 +112,7 @@ def load_experiment(path: Path) -> Experiment:
             drift_prompts=tuple(prompts),
             drift_max_new_tokens=file.drift.max_new_tokens,
             evaluate_every=every,
+            run_on=file.run_on,
             data=_hashes(runs, file, path.parent)
             | {name: sha for one in evaluations for name, sha in one.identity.get("sha256", {}).items()},
         )

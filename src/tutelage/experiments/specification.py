@@ -5,6 +5,7 @@ Not here: reading it from YAML (`loading.py`), running it (`compare.py`), what c
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from tutelage.config import TrainingConfig
 from tutelage.errors import ConfigError
@@ -44,6 +45,13 @@ class Texts:
     sources: tuple[str, ...] = ()
 
 
+class RunOn(str, Enum):
+    """Where runs are trained; models are asked here in either case."""
+
+    LOCAL = "local"
+    SERVER = "server"
+
+
 Chain = tuple[TrainingConfig, ...]
 """The config of a run, or several: each stage begins with the model the one before it left."""
 
@@ -67,6 +75,7 @@ class Experiment:
     stages: tuple[str, ...] = ()
     drift_max_new_tokens: int = 48
     evaluate_every: int | None = None
+    run_on: RunOn = RunOn.LOCAL
     data: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import secrets as random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -12,7 +12,7 @@ from typing import Any
 from cryptography.fernet import Fernet, InvalidToken
 from sqlalchemy import Connection, delete, insert, select, update
 
-from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError
+from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError, nearest
 from tutelage.jobs.database import Database
 from tutelage.jobs.plain_json import cleaned_text
 from tutelage.jobs.records import moment
@@ -32,6 +32,15 @@ class Scope(str, Enum):
     SUBMIT = "submit"
     WORKER = "worker"
     ADMIN = "admin"
+
+
+def scopes_of(names: Sequence[str]) -> list[Scope]:
+    """By their names. Raises ConfigError."""
+    known = [scope.value for scope in Scope]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"scope: '{name[:80]}' is none{nearest(name, known)}; one of {', '.join(known)}")
+    return [scope for scope in Scope if scope.value in names]
 
 
 @dataclass(frozen=True)

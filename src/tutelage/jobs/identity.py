@@ -57,7 +57,7 @@ def job_id(
 def file_ids_in(value: Any) -> set[str]:
     """All ids of files anywhere in a JSON value."""
     if isinstance(value, str):
-        return {value} if FILE_ID.match(value) else set()
+        return {value} if FILE_ID.fullmatch(value) else set()
     items: Iterable[Any] = ()
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).values()

@@ -65,7 +65,7 @@ def training_params(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("output_dir", "report_to"):
         del flat[name]
     for name, value in _training_files(flat):
-        if not FILE_ID.match(str(value)):
+        if not FILE_ID.fullmatch(str(value)):
             raise ConfigError(
                 f"{name}: '{str(value)[:80]}' is not the id of an uploaded file; upload it first: "
                 "client.files.upload(path, purpose='conversations')"
@@ -126,13 +126,13 @@ def checked(request: JobRequest) -> Submission:
         raise JobError(f"kind: '{request.kind[:80]}' is none{nearest(request.kind, KINDS)}; one of {', '.join(KINDS)}")
     params = kind.params(cleaned(request.params, "params"))
     for name in kind.files:
-        if not FILE_ID.match(str(params[name])):
+        if not FILE_ID.fullmatch(str(params[name])):
             raise ConfigError(
                 f"{name}: '{str(params[name])[:80]}' is not the id of an uploaded file; upload it first: "
                 "client.files.upload(path, purpose='conversations')"
             )
     suffix = params.get("job_id_suffix")
-    if suffix is not None and not SUFFIX.match(suffix):
+    if suffix is not None and not SUFFIX.fullmatch(suffix):
         raise JobError(f"job_id_suffix: '{suffix[:80]}' is none; use up to 64 letters, digits, '.', '_' and '-'")
     model = params.get("model")
     return Submission(
@@ -157,7 +157,7 @@ def _prefix(request: JobRequest, kind: Kind) -> str:
     if request.kind != "custom":
         return kind.prefix
     prefix = request.prefix or kind.prefix
-    if not NAME.match(prefix):
+    if not NAME.fullmatch(prefix):
         raise JobError(
             f"prefix: '{prefix[:80]}' is none; use up to 64 lower-case letters, digits and _, a letter first"
         )

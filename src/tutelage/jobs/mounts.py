@@ -34,7 +34,7 @@ def checked_mounts(mounts: Mapping[str, str]) -> dict[str, str]:
     checked: dict[str, str] = {}
     for target, file_id in mounts.items():
         path = checked_target(target).as_posix()
-        if not FILE_ID.match(file_id):
+        if not FILE_ID.fullmatch(file_id):
             raise JobError(f"mounted_files: '{file_id[:80]}' is not the id of a file; upload it first")
         if path in checked and checked[path] != file_id:
             raise JobError(f"mounted_files: two files for '{path[:80]}'; give each its own target")

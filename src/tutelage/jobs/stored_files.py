@@ -14,7 +14,7 @@ from typing import IO, Any
 from sqlalchemy import Connection, String, delete, exists, func, insert, or_, select
 from sqlalchemy import cast as sql_cast
 
-from tutelage.errors import ConfigError, DataError, JobError, NotFoundError, StorageError
+from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError, TooLargeError
 from tutelage.jobs.database import Database
 from tutelage.jobs.file_systems import open_store
 from tutelage.jobs.identity import FileHash
@@ -43,10 +43,10 @@ class Upload:
         return Path(self._file.name)
 
     def write(self, part: bytes) -> None:
-        """The next bytes. Raises DataError beyond the limit, StorageError where the disk is full."""
+        """The next bytes. Raises TooLargeError beyond the limit, StorageError where the disk is full."""
         self.bytes += len(part)
         if self.bytes > self.max_bytes:
-            raise DataError(
+            raise TooLargeError(
                 f"the file is larger than {self.max_bytes} bytes, the limit of this server; upload it in parts, or "
                 "start the server with a larger --max-file-gb"
             )
@@ -102,15 +102,17 @@ class FileStore:
 
     def keep(self, organization: str, upload: Upload, *, purpose: str, filename: str) -> StoredFile:
         """Make a complete upload a file, or find that it is one already. Raises JobError, StorageError."""
-        if not PURPOSE.match(purpose):
+        if not PURPOSE.fullmatch(purpose):
             raise JobError(f"purpose: '{purpose[:80]}' is none; use lower-case letters, digits, - and _")
         upload.finish()
         identity, content = upload.hash.id(purpose), upload.hash.content_hash
+        # Copying may take minutes, in which others have to write.
+        self._store_content(upload, content)
         with self.database.writing() as connection:
             self._alone_with(connection, content)
             row = connection.execute(select(files).where(files.c.id == identity)).one_or_none()
             if row is None:
-                self._store_content(upload, content)
+                self._store_content(upload, content)  # again only where it was deleted meanwhile
                 connection.execute(
                     insert(files).values(
                         id=identity,
@@ -184,10 +186,16 @@ class FileStore:
             if needed is not None:
                 raise JobError(f"{file_id}: job {needed} needs it; cancel that job, or delete the file when it is done")
             connection.execute(delete(files).where(files.c.id == file_id))
-            others = connection.execute(select(exists().where(files.c.content_hash == row.content_hash))).scalar()
-            if not others:
+        self._remove_unused(row.content_hash)
+
+    def _remove_unused(self, content_hash: str) -> None:
+        # After the record, in a transaction of its own: killed between the two, bytes are left that nobody needs, where
+        # the other way round a record would be left without its bytes.
+        with self.database.writing() as connection:
+            self._alone_with(connection, content_hash)
+            if not connection.execute(select(exists().where(files.c.content_hash == content_hash))).scalar():
                 with contextlib.suppress(FileNotFoundError):
-                    self._store.rm_file(self._path(row.content_hash))
+                    self._store.rm_file(self._path(content_hash))
 
     def require_all(self, organization: str, file_ids: set[str]) -> None:
         """Raises NotFoundError for the first that is not there."""

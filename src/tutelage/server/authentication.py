@@ -1,7 +1,7 @@
 """Who is asking, and whether they may. Not here: what tokens are (`jobs.access`)."""
 
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, HTTPException, Request
 from starlette.concurrency import run_in_threadpool
@@ -47,7 +47,8 @@ def _comes_from_this_machine(request: Request) -> bool:
     A web page anywhere could be given a name that leads here; the Host header tells. Behind a proxy everybody comes
     from this machine.
     """
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    asked = _parts_of(f"//{request.headers.get('host', '')}")
+    host = (asked.hostname if asked is not None else None) or ""
     client = request.client.host if request.client else ""
     return is_loopback(host) and is_loopback(client) and not any(name in request.headers for name in PROXIED)
 
@@ -57,8 +58,19 @@ def _refuse_other_sites(request: Request) -> None:
     origin = request.headers.get("origin")
     if request.method in SAFE_METHODS or origin is None:
         return
-    if urlsplit(origin).netloc != request.headers.get("host", ""):
+    page = _parts_of(origin)
+    if page is None or page.netloc != request.headers.get("host", ""):
         raise HTTPException(403, f"{origin[:100]}: pages of other sites may not do this; use a token")
+
+
+def _parts_of(url: str) -> SplitResult | None:
+    """None for what is no URL: a client may send anything."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.hostname
+    except ValueError:
+        return None
+    return parts
 
 
 class Needs:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tutelage.server.problems import problem
@@ -13,6 +15,8 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 UPLOAD_PATH = "/v1/files"
 OVERHEAD_BYTES = 1024 * 1024
 """Of a multipart form around a file."""
+CLOSE = {"Connection": "close"}
+"""What still arrives belongs to no request."""
 SILENCE_SECONDS = 30.0
 """A body of which nothing arrives for this long is given up."""
 
@@ -29,12 +33,19 @@ HEADERS = (
 )
 
 
-class TooLarge(Exception):
+# HTTPExceptions, since frameworks make a 400 of any other error while a body is read.
+class TooLarge(HTTPException):
     """The body has more bytes than are taken."""
 
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the body is larger than {limit} bytes, the limit of this server", CLOSE)
 
-class TooSlow(Exception):
+
+class TooSlow(HTTPException):
     """The body stopped arriving."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(408, f"nothing of the body arrived for {seconds:g} s; send it again", CLOSE)
 
 
 class Limits:
@@ -61,9 +72,7 @@ class Limits:
             await send(message)
 
         if _declared(scope) > limit:
-            await _refused(413, f"the body is larger than {limit} bytes, the limit of this server")(
-                scope, receive, send_with_headers
-            )
+            await _refused(TooLarge(limit))(scope, receive, send_with_headers)
             return
         limited = _Body(receive, limit, self.silence_seconds)
         try:
@@ -71,8 +80,7 @@ class Limits:
         except (TooLarge, TooSlow) as error:
             if begun:
                 raise
-            status = 413 if isinstance(error, TooLarge) else 408
-            await _refused(status, str(error))(scope, receive, send_with_headers)
+            await _refused(error)(scope, receive, send_with_headers)
 
 
 class _Body:
@@ -91,12 +99,12 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), self._silence_seconds)
         except asyncio.TimeoutError as error:
-            raise TooSlow(f"nothing of the body arrived for {self._silence_seconds:g} s; send it again") from error
+            raise TooSlow(self._silence_seconds) from error
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
             if self._bytes > self._limit:
-                raise TooLarge(f"the body is larger than {self._limit} bytes, the limit of this server")
+                raise TooLarge(self._limit)
         return message
 
 
@@ -107,9 +115,8 @@ def _declared(scope: Scope) -> int:
     return 0
 
 
-def _refused(status: int, message: str) -> Any:
-    # What still arrives belongs to no request.
-    return problem(status, message, headers={"Connection": "close"})
+def _refused(error: HTTPException) -> JSONResponse:
+    return problem(error.status_code, error.detail, headers=dict(error.headers or {}))
 
 
 def _with_headers(message: Message) -> MutableMapping[str, Any]:

@@ -2,51 +2,74 @@
 again now and then, which every waiter does anyway."""
 
 import asyncio
+import contextlib
 from collections import defaultdict
+from collections.abc import Generator
 
 LOOK_AGAIN_SECONDS = 1.0
 
 
-class Notices:
-    """Told from any thread, waited for in the event loop. A topic is any text, such as `log run-…`."""
+class Listener:
+    """Hears of one topic. Forget what was heard, look, then wait: what happens in between is heard."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._heard = asyncio.Event()
+
+    def forget(self) -> None:
+        """Before looking."""
+        self._heard.clear()
+
+    def hear(self) -> None:
+        """In the event loop."""
+        self._heard.set()
+
+    async def wait(self, seconds: float = LOOK_AGAIN_SECONDS) -> None:
+        """Until something happened since `forget`, or it is time to look again."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._heard.wait(), seconds)
+
+
+class Notices:
+    """Told from any thread, listened to in the event loop. A topic is any text, such as `log run-…`."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, set[Listener]] = defaultdict(set)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.closing = False
 
     def open(self) -> None:
-        """Called in the event loop that waits."""
+        """Called in the event loop that listens."""
         self._loop = asyncio.get_running_loop()
         self.closing = False
 
     def close(self) -> None:
-        """Wake everybody: the server is about to stop."""
+        """Wake everybody: the server is about to stop. From any thread."""
         self.closing = True
-        for events in list(self._waiting.values()):
-            for event in events:
-                event.set()
+        self._in_loop(None)
 
     def tell(self, topic: str) -> None:
         """Something happened. From any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake, topic)
+        self._in_loop(topic)
 
-    async def wait(self, topic: str, seconds: float = LOOK_AGAIN_SECONDS) -> None:
-        """Until something may have happened: it was told, or it is time to look again."""
-        if self.closing:
-            return
-        event = asyncio.Event()
-        self._waiting[topic].add(event)
+    @contextlib.contextmanager
+    def listening(self, topic: str) -> Generator[Listener, None, None]:
+        """Hear of a topic, and of the end, for as long as this lasts."""
+        listener = Listener()
+        self._listeners[topic].add(listener)
         try:
-            await asyncio.wait_for(event.wait(), seconds)
-        except asyncio.TimeoutError:
-            pass
+            yield listener
         finally:
-            self._waiting[topic].discard(event)
-            if not self._waiting[topic]:
-                del self._waiting[topic]
+            self._listeners[topic].discard(listener)
+            if not self._listeners[topic]:
+                del self._listeners[topic]
 
-    def _wake(self, topic: str) -> None:
-        for event in self._waiting.get(topic, ()):
-            event.set()
+    def _in_loop(self, topic: str | None) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
+                self._loop.call_soon_threadsafe(self._wake, topic)
+
+    def _wake(self, topic: str | None) -> None:
+        topics = list(self._listeners) if topic is None else [topic]
+        for one in topics:
+            for listener in self._listeners.get(one, ()):
+                listener.hear()

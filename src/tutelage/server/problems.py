@@ -7,11 +7,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from tutelage.errors import FencedError, NotFoundError, OutputError, StorageError, TutelageError
+from tutelage.errors import FencedError, NotFoundError, OutputError, StorageError, TooLargeError, TutelageError
+from tutelage.jobs.plain_json import cleaned_text
 
 logger = logging.getLogger(__name__)
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+MAX_MESSAGE = 10_000
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -32,8 +34,13 @@ def problem(
 ) -> JSONResponse:
     """An error as it goes out."""
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    body = {"error": {"message": message, "type": kind, "code": code, "param": param}}
+    body = {"error": {"message": _sendable(message), "type": kind, "code": code, "param": _sendable(param)}}
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _sendable(text: str | None) -> str | None:
+    """What a client sent may be repeated in an error, and be what UTF-8 has no place for; and not at any length."""
+    return None if text is None else cleaned_text(text)[:MAX_MESSAGE]
 
 
 def status_of(error: TutelageError) -> int:
@@ -42,6 +49,8 @@ def status_of(error: TutelageError) -> int:
         return 404
     if isinstance(error, FencedError):
         return 409
+    if isinstance(error, TooLargeError):
+        return 413
     return 503 if isinstance(error, StorageError | OutputError) else 400
 
 

@@ -49,45 +49,51 @@ def _response(content: AsyncIterator[bytes]) -> StreamingResponse:
 async def _log(parts: Services, who: Principal, run_id: str, start: int) -> AsyncIterator[bytes]:
     # A character may lie across two parts.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    heard = time.monotonic()
-    while not parts.notices.closing:
-        ended = (await run_in_threadpool(parts.listing.run, who.organization, run_id)).status.is_final
-        part = await run_in_threadpool(parts.logs.read, who.organization, run_id, start, PART_BYTES)
-        start = part.end
-        text = f"[{part.dropped} bytes of the log are not kept any more]\n" if part.dropped else ""
-        text += decoder.decode(part.content)
-        if text:
-            heard = time.monotonic()
-            yield format_sse_event(event="log", id=str(start), data_str=to_json(text).decode())
-        if part.content:
-            continue
-        if ended:
-            yield format_sse_event(event="end", data_str="null")
-            return
-        if time.monotonic() - heard > PING_SECONDS:
-            heard = time.monotonic()
-            yield format_sse_event(comment="ping")
-        await parts.notices.wait(f"log {run_id}")
+    with parts.notices.listening(f"log {run_id}") as told:
+        heard = time.monotonic()
+        while not parts.notices.closing:
+            told.forget()
+            ended = (await run_in_threadpool(parts.listing.run, who.organization, run_id)).status.is_final
+            part = await run_in_threadpool(parts.logs.read, who.organization, run_id, start, PART_BYTES)
+            start = part.end
+            text = f"[{part.dropped} bytes of the log are not kept any more]\n" if part.dropped else ""
+            text += decoder.decode(part.content, final=ended and not part.content)
+            if text:
+                heard = time.monotonic()
+                # What the decoder holds back was not sent: whoever resumes here needs it again.
+                held = len(decoder.getstate()[0])
+                yield format_sse_event(event="log", id=str(start - held), data_str=to_json(text).decode())
+            if part.content:
+                continue
+            if ended:
+                yield format_sse_event(event="end", data_str="null")
+                return
+            if time.monotonic() - heard > PING_SECONDS:
+                heard = time.monotonic()
+                yield format_sse_event(comment="ping")
+            await told.wait()
 
 
 async def _events(parts: Services, who: Principal, run_id: str, after: int) -> AsyncIterator[bytes]:
-    heard = time.monotonic()
-    while not parts.notices.closing:
-        ended = (await run_in_threadpool(parts.listing.run, who.organization, run_id)).status.is_final
-        found = await run_in_threadpool(_behind, parts, who.organization, run_id, after)
-        for event in found:
-            after = event.id
-            heard = time.monotonic()
-            yield format_sse_event(event="event", id=str(after), data_str=_EVENT.dump_json(event).decode())
-        if found:
-            continue
-        if ended:
-            yield format_sse_event(event="end", data_str="null")
-            return
-        if time.monotonic() - heard > PING_SECONDS:
-            heard = time.monotonic()
-            yield format_sse_event(comment="ping")
-        await parts.notices.wait(f"events {run_id}")
+    with parts.notices.listening(f"events {run_id}") as told:
+        heard = time.monotonic()
+        while not parts.notices.closing:
+            told.forget()
+            ended = (await run_in_threadpool(parts.listing.run, who.organization, run_id)).status.is_final
+            found = await run_in_threadpool(_behind, parts, who.organization, run_id, after)
+            for event in found:
+                after = event.id
+                heard = time.monotonic()
+                yield format_sse_event(event="event", id=str(after), data_str=_EVENT.dump_json(event).decode())
+            if found:
+                continue
+            if ended:
+                yield format_sse_event(event="end", data_str="null")
+                return
+            if time.monotonic() - heard > PING_SECONDS:
+                heard = time.monotonic()
+                yield format_sse_event(comment="ping")
+            await told.wait()
 
 
 def _behind(parts: Services, organization: str, run_id: str, after: int) -> list[Event]:

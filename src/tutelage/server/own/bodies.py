@@ -1,9 +1,9 @@
 """Bodies of requests, and lists as answers. What is in an answer is a record of `tutelage.jobs`."""
 
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from tutelage.jobs.access import Scope, Token
 from tutelage.jobs.kinds import JobRequest
@@ -13,6 +13,17 @@ Item = TypeVar("Item")
 Identity = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=10_000)]
 RunId = Annotated[str, Field(pattern=r"^run-[0-9a-f]{32}$")]
+
+
+def _moment(value: datetime) -> datetime:
+    """In UTC; a time without a zone is one. Far from the ends of the calendar, which other zones would cross."""
+    if not 1970 <= value.year <= 9000:
+        raise ValueError("give a time between the years 1970 and 9000")
+    aware = value if value.tzinfo is not None else value.replace(tzinfo=timezone.utc)
+    return aware.astimezone(timezone.utc)
+
+
+Moment = Annotated[datetime, AfterValidator(_moment)]
 Amount = Annotated[float, Field(ge=0, le=1e9)]
 
 
@@ -41,7 +52,7 @@ class NewJob(Body):
     requires_vram_gb: Amount | None = None
     allowed_hardware: Annotated[list[Identity], Field(max_length=100)] | None = None
     cloud_type: Identity | None = None
-    timeout: datetime | None = None
+    timeout: Moment | None = None
 
     def request(self) -> JobRequest:
         """As `checked` takes it."""
@@ -69,7 +80,7 @@ class FindJobs(Body):
 class JobChange(Body):
     """What may be changed of a job: when it is canceled if it still runs."""
 
-    timeout: datetime | None
+    timeout: Moment | None
 
 
 class NewScriptRun(Body):
@@ -173,7 +184,7 @@ class NewTokenBody(Body):
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     scopes: Annotated[list[Scope], Field(min_length=1)]
-    expires_at: datetime | None = None
+    expires_at: Moment | None = None
 
 
 class CreatedToken(BaseModel):

@@ -61,14 +61,16 @@ def stop(worker_id: WorkerId, body: Reason, parts: Parts, who: WorkerPrincipal) 
 async def claim(body: NewClaim, parts: Parts, who: WorkerPrincipal) -> Claimed | Response:
     """The next job for a worker, waiting for one if asked to."""
     until = time.monotonic() + body.wait
-    while True:
-        found = await run_in_threadpool(parts.queue.claim, who.organization, body.worker_id, body.run_id)
-        left = until - time.monotonic()
-        if found is not None:
-            break
-        if left <= 0 or parts.notices.closing:
-            return Response(status_code=204)
-        await parts.notices.wait("pending", min(left, 5.0))
+    with parts.notices.listening("pending") as told:
+        while True:
+            told.forget()
+            found = await run_in_threadpool(parts.queue.claim, who.organization, body.worker_id, body.run_id)
+            left = until - time.monotonic()
+            if found is not None:
+                break
+            if left <= 0 or parts.notices.closing:
+                return Response(status_code=204)
+            await told.wait(min(left, 5.0))
     token = await run_in_threadpool(
         lambda: parts.access.create_token(who.organization, f"of {found.run_id}", JOB_SCOPES, run_id=found.run_id)
     )

@@ -1,0 +1,64 @@
+"""How commands about jobs print: tables for people, JSON with `--json`."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def print_json(value: Any) -> None:
+    """Records and plain values as indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+    """Rows under titles, or the sentence that says what to do where there are none."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(value)) for value in row))
+    if table.row_count:
+        Console(soft_wrap=not Console().is_terminal).print(table)
+    else:
+        print(empty)
+
+
+def shown(value: Any) -> str:
+    """A value in a cell: times as how long ago they were."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return ago(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(shown(item) for item in value)
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def ago(moment: datetime) -> str:
+    """Such as `5 min ago`."""
+    seconds = (datetime.now(timezone.utc) - moment).total_seconds()
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {name} ago"
+    return f"{max(0, int(seconds))} s ago"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Enum):
+        return value.value
+    return str(value)

@@ -1,0 +1,97 @@
+"""`tutelage serve`, `backup`, `restore`: their options. What they do is in `tutelage.server`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Home = Annotated[Path, typer.Option(help="The folder of everything the server stores.")]
+Database = Annotated[
+    str | None, typer.Option(envvar="TUTELAGE_DATABASE", help="postgresql://…; unset, SQLite in --home.")
+]
+Files = Annotated[str | None, typer.Option(envvar="TUTELAGE_FILES", help="A store such as s3://…; unset, in --home.")]
+DEFAULT_HOME = Path("tutelage-home")
+GIGABYTE = 1024**3
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(serve)
+    app.command()(backup)
+    app.command()(restore)
+
+
+def serve(
+    home: Home = DEFAULT_HOME,
+    host: Annotated[str, typer.Option(help="The address to listen on; others than this machine need tokens.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="Run no jobs on this machine.")] = False,
+    database: Database = None,
+    files: Files = None,
+    require_tokens: Annotated[
+        bool, typer.Option("--require-tokens", help="From this machine too, for a server behind a proxy.")
+    ] = False,
+    max_file_gb: Annotated[float, typer.Option(min=0.001, help="The largest file that may be uploaded.")] = 20.0,
+    lease: Annotated[float, typer.Option(min=1.0, help="Seconds a worker may be silent before its job is retried.")] = (
+        30.0
+    ),
+) -> None:
+    """Run the server: queue, API and web page, and one worker on this machine."""
+    from tutelage.cli.extras import needs
+    from tutelage.cli.logs import log_to_stderr
+
+    with needs("server"):
+        from tutelage.server.serve import serve as run_server
+        from tutelage.server.settings import ServerSettings
+
+    settings = ServerSettings(
+        home=home,
+        host=host,
+        port=port,
+        database=database,
+        files=files,
+        max_file_bytes=int(max_file_gb * GIGABYTE),
+        lease_seconds=lease,
+        require_tokens=require_tokens,
+    )
+    log_to_stderr()
+    run_server(settings, with_worker=not no_worker, say=lambda text: print(text, flush=True))
+
+
+def backup(
+    archive: Annotated[Path, typer.Argument(help="The archive to make, such as monday.tar.")],
+    home: Home = DEFAULT_HOME,
+    database: Database = None,
+    files: Files = None,
+) -> None:
+    """Write all records, files and the key of the secrets into one archive; the server may run meanwhile."""
+    from tutelage.cli.extras import needs
+
+    with needs("server"):
+        from tutelage.server.backup import back_up
+        from tutelage.server.settings import ServerSettings
+
+    done = back_up(ServerSettings(home=home, database=database, files=files), archive)
+    missing = f"; {done.missing} files were deleted meanwhile" if done.missing else ""
+    print(f"{archive}: {done.rows} records, {done.contents} files of {done.bytes} bytes{missing}")
+    print("it holds the key of the secrets: keep it where nobody else can read it")
+
+
+def restore(
+    archive: Annotated[Path, typer.Argument(help="What `tutelage backup` made.")],
+    home: Home = DEFAULT_HOME,
+    database: Database = None,
+    files: Files = None,
+) -> None:
+    """Fill a home that has no records yet from an archive."""
+    from tutelage.cli.extras import needs
+
+    with needs("server"):
+        from tutelage.server.backup import restore as restore_from
+        from tutelage.server.settings import ServerSettings
+
+    done = restore_from(ServerSettings(home=home, database=database, files=files), archive)
+    print(f"{home}: {done.rows} records, {done.contents} files of {done.bytes} bytes")
+    print(f"start it with: tutelage serve --home {home}")

@@ -1,0 +1,246 @@
+"""Models that answer chat completions for as long as somebody wants them: `client.api`.
+
+Not here: asking them (`chat.py`).
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Literal
+
+from tutelage.client.builtin_jobs import GUESS, TRAINED, BuiltInJobs, Vram
+from tutelage.client.chat import openai_async_client, openai_client
+from tutelage.client.errors import ServerError
+from tutelage.client.job import Job
+from tutelage.errors import JobError, NotFoundError, TutelageError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
+
+    from tutelage.client.openweights import OpenWeights
+
+logger = logging.getLogger(__name__)
+
+KEPT_FOR = timedelta(minutes=15)
+"""A deployment whose process here is gone ends after this."""
+RENEW_SECONDS = 60.0
+POLL_SECONDS = 1.0
+"""Between two looks whether the model answers."""
+DEFAULT_LORA_RANK = 16
+
+
+class Api(BuiltInJobs):
+    """`client.api`: deploying models."""
+
+    kind = "api"
+    extra_gb = 5.0
+
+    def create(
+        self,
+        requires_vram_gb: Vram = GUESS,
+        allowed_hardware: list[str] | None = None,
+        docker_image: str | None = None,
+        cloud_type: str = "SECURE",
+        **options: Any,
+    ) -> Job:
+        """Submit the job of a deployment; `deploy` keeps it alive too. options: those of `ApiParams`."""
+        return self._create(options, requires_vram_gb, allowed_hardware, docker_image, cloud_type)
+
+    def deploy(
+        self,
+        model: str,
+        lora_adapters: Sequence[str] | None = None,
+        max_lora_rank: int | Literal["guess"] = GUESS,
+        max_model_len: int = 2048,
+        requires_vram_gb: Vram = GUESS,
+        max_num_seqs: int = 100,
+        quantization: str | None = None,
+        kv_cache_dtype: str | None = None,
+        allowed_hardware: list[str] | None = None,
+        cloud_type: str = "SECURE",
+        **options: Any,
+    ) -> "TemporaryApi":
+        """A deployment that begins with `with`, `async with` or `up()`, and ends with them or `down()`.
+
+        model, lora_adapters: Hub ids, or ids of training jobs. max_lora_rank: guessed, the largest of the adapters'
+        jobs. Raises ConfigError and JobError for what cannot be deployed.
+        """
+        adapters = list(lora_adapters or [])
+        rank = max((self._rank(one) for one in adapters), default=DEFAULT_LORA_RANK)
+        job = self.create(
+            requires_vram_gb,
+            allowed_hardware,
+            cloud_type=cloud_type,
+            model=model,
+            lora_adapters=adapters,
+            max_lora_rank=rank if isinstance(max_lora_rank, str) else max_lora_rank,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
+            **options,
+        )
+        return TemporaryApi(self._ow, job.id, [model, *adapters])
+
+    def multi_deploy(
+        self, models: Sequence[str], base_model_override: str | None = None, **options: Any
+    ) -> dict[str, "TemporaryApi"]:
+        """Deployments of several models by name; adapters that jobs trained on one base model share one.
+
+        base_model_override: deploy all of them as adapters of this model. options: see `deploy`.
+        """
+        if isinstance(models, str):
+            raise JobError(f"models: '{models}' is one name; give a list of them")
+        groups: dict[str, list[str]] = {}
+        for model in models:
+            base = base_model_override or self._base_of_adapter(model)
+            groups.setdefault(base or model, []).extend([model] if base else [])
+        found: dict[str, TemporaryApi] = {}
+        for base, adapters in groups.items():
+            api = self.deploy(base, lora_adapters=adapters, **options)
+            found |= dict.fromkeys([base, *adapters], api)
+        return found
+
+    def _rank(self, adapter: str) -> int:
+        trained = TRAINED.match(adapter)
+        return int(self._ow.jobs.record(trained[0]).params["r"]) if trained else DEFAULT_LORA_RANK
+
+    def _base_of_adapter(self, model: str) -> str | None:
+        """The base model of a job that left an adapter and no merged model."""
+        trained = TRAINED.match(model)
+        if trained is None:
+            return None
+        params = self._ow.jobs.record(trained[0]).params
+        return str(params["model"]) if params["is_peft"] and not params["merge_before_push"] else None
+
+
+class TemporaryApi:
+    """A deployment. While it is up, a thread moves the time at which the job would end 15 minutes ahead, every minute.
+
+    base_url, api_key: for any client of OpenAI's interface.
+    """
+
+    def __init__(self, client: "OpenWeights", job_id: str, models: Sequence[str]) -> None:
+        self._ow = client
+        self.job_id = job_id
+        self.models = list(models)
+        self.base_url = f"{client.http.address}/v1"
+        self._stopped = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"TemporaryApi({self.job_id!r}, models={self.models})"
+
+    @property
+    def api_key(self) -> str:
+        return self._ow.http.token or "none"
+
+    @property
+    def sync_client(self) -> "OpenAI":
+        return openai_client(self._ow.http)
+
+    @property
+    def async_client(self) -> "AsyncOpenAI":
+        return openai_async_client(self._ow.http)
+
+    def up(self, timeout: float | None = None) -> "OpenAI":
+        """Wait until the model answers; an OpenAI client for it.
+
+        timeout: seconds after which WaitTimeout is raised; None waits for a worker as long as it takes. Raises
+        JobFailed with the reason where the job fails. Whatever is raised, the deployment is taken down.
+        """
+        with self._down_after_failure():
+            for pause in self._until_ready(timeout):
+                time.sleep(pause)
+        return self.sync_client
+
+    async def async_up(self, timeout: float | None = None) -> "AsyncOpenAI":
+        """See `up`."""
+        with self._down_after_failure():
+            steps = self._until_ready(timeout)
+            while (pause := await asyncio.to_thread(next, steps, None)) is not None:
+                await asyncio.sleep(pause)
+        return self.async_client
+
+    def down(self) -> None:
+        """End the deployment. Nothing happens where it has ended."""
+        self._stopped.set()
+        if self._keeper is not None and self._keeper is not threading.current_thread():
+            self._keeper.join(timeout=1.0)
+        with contextlib.suppress(NotFoundError, JobError):
+            self._ow.jobs.cancel(self.job_id)
+
+    def __enter__(self) -> "OpenAI":
+        return self.up()
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    async def __aenter__(self) -> "AsyncOpenAI":
+        return await self.async_up()
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.down)
+
+    def _until_ready(self, timeout: float | None) -> Iterator[float]:
+        """Look again and again; what is given are the pauses between. Raises JobFailed and WaitTimeout."""
+        begun = time.monotonic()
+        job = self._ow.jobs.retrieve(self.job_id)
+        if job.is_final:
+            job.restart()
+        self._keep_alive()
+        while True:
+            job.refresh()
+            if job.status == "completed":
+                raise JobError(f"{self.job_id}: the deployment ended before it answered; see: tutelage jobs logs")
+            job.raise_for_status()
+            if job.status == "in_progress" and self._answers():
+                return
+            if timeout is not None and time.monotonic() - begun > timeout:
+                raise job.timed_out(timeout)
+            yield POLL_SECONDS
+
+    def _answers(self) -> bool:
+        """Whether the server knows who answers, and whoever it is does; the first answer may load the model."""
+        try:
+            page = self._ow.http.request("GET", "/v1/models")
+            served = {item["id"] for item in page["data"] if item.get("deployed_by")}
+            if not served.issuperset(self.models):
+                return False
+            question = {"model": self.models[0], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+            self._ow.http.request("POST", "/v1/chat/completions", json=question, patience=0)
+        except (NotFoundError, ServerError):
+            return False
+        except JobError as error:
+            logger.warning("%s: answers, but refused a greeting: %s", self.models[0], error)
+        return True
+
+    def _keep_alive(self) -> None:
+        self._renew()
+        self._stopped.clear()
+        if self._keeper is None or not self._keeper.is_alive():
+            self._keeper = threading.Thread(target=self._renew_often, name=f"keep {self.job_id}", daemon=True)
+            self._keeper.start()
+
+    def _renew_often(self) -> None:
+        while not self._stopped.wait(RENEW_SECONDS):
+            try:
+                self._renew()
+            except TutelageError as error:  # the server may be back before the time is over
+                logger.warning("%s: could not be kept for longer: %s", self.job_id, error)
+
+    def _renew(self) -> None:
+        self._ow.jobs.set_timeout(self.job_id, datetime.now(timezone.utc) + KEPT_FOR)
+
+    @contextlib.contextmanager
+    def _down_after_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(TutelageError):
+                self.down()
+            raise

@@ -1,0 +1,69 @@
+"""Jobs in the form OpenWeights 0.14 has them: names of types, and the dict that `get_or_create_or_reset` takes."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from tutelage.errors import JobError
+from tutelage.jobs.kinds import KINDS, NAME, JobRequest
+from tutelage.jobs.records import Job
+
+TYPES = {"fine_tuning": "fine-tuning", "weighted_sft": "fine-tuning", "api": "api"}
+SCRIPT_PREFIX = "sjob"
+
+
+def type_of(job: Job) -> str:
+    """`fine-tuning`, `api`, `script` or `custom`: all that OpenWeights distinguishes."""
+    return "script" if job.id.startswith(f"{SCRIPT_PREFIX}-") else TYPES.get(job.kind, "custom")
+
+
+def params_of(job: Job) -> dict[str, Any]:
+    """What OpenWeights keeps in `job.params`."""
+    return {
+        "validated_params": job.params,
+        "mounted_files": job.mounted_files,
+        "cloud_type": job.cloud_type.value,
+    }
+
+
+def request_of(data: Mapping[str, Any], prefix: str | None, image: str | None = None) -> JobRequest:
+    """The request that a dict stands for.
+
+    data: type, script, params (validated_params, mounted_files, cloud_type) and scheduling fields, or the params alone.
+    prefix, image: where it has none. Raises JobError for a type that is none.
+    """
+    given: Mapping[str, Any] = data if "params" in data or "type" in data else dict[str, Any](params=data)
+    params: Mapping[str, Any] = given.get("params") or {}
+    kind = _kind_of(str(given.get("type") or "custom"), params)
+    validated = params.get("validated_params") or params.get("params")
+    own = ("mounted_files", "cloud_type", "validated_params", "params")
+    if validated is None:
+        validated = {name: value for name, value in params.items() if name not in own}
+    timeout = given.get("timeout")
+    return JobRequest(
+        kind=kind,
+        params=dict(validated),
+        prefix=_prefix_of(given, prefix) if kind == "custom" else None,
+        mounted_files=dict(params.get("mounted_files") or {}) if kind == "custom" else None,
+        image=given.get("docker_image") or image,
+        entrypoint=given.get("script") if kind == "custom" else None,
+        requires_vram_gb=given.get("requires_vram_gb"),
+        allowed_hardware=given.get("allowed_hardware"),
+        cloud_type=params.get("cloud_type") or given.get("cloud_type"),
+        timeout_at=datetime.fromisoformat(timeout).timestamp() if isinstance(timeout, str) else None,
+    )
+
+
+def _kind_of(kind: str, params: Mapping[str, Any]) -> str:
+    name = kind.replace("-", "_")
+    if name in ("script", "custom"):
+        return "custom"
+    if name not in KINDS:
+        raise JobError(f"type: '{kind[:80]}' is none; one of fine-tuning, api, custom")
+    return name
+
+
+def _prefix_of(data: Mapping[str, Any], otherwise: str | None) -> str | None:
+    """Of an id that OpenWeights let its users make themselves, what stands before the hash."""
+    prefix = str(data.get("id") or "").rpartition("-")[0].lower()
+    return prefix if NAME.match(prefix) else otherwise
