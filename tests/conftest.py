@@ -16,4 +16,4 @@ collect_ignore = [] if "TUTELAGE_AXOLOTL_PYTHON" in os.environ else ["real_axolo
 settings.register_profile("tutelage", deadline=None)
 settings.load_profile("tutelage")
 
-pytest_plugins = ["tests.databases"]  # the fixtures of SQLite and PostgreSQL
+pytest_plugins = ["tests.databases", "tests.served"]  # fixtures: SQLite, PostgreSQL, servers

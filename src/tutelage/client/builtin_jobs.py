@@ -99,7 +99,7 @@ class FineTuning(BuiltInJobs):
     ) -> Job:
         """Submit a training run. options: those of `TrainingConfig`; files by id, or as paths of this machine.
 
-        Raises ConfigError, before anything is uploaded, for options that cannot work, DataError for bad rows.
+        Raises ConfigError, before anything is uploaded, for options that cannot work, JobError for bad rows.
         """
         return self._create(options, requires_vram_gb, allowed_hardware, docker_image, cloud_type)
 
@@ -139,7 +139,7 @@ class AsksModel(BuiltInJobs):
     ) -> Job:
         """Submit one. options: those of its class in `tutelage.jobs.params`; files by id, or as paths of this machine.
 
-        Raises ConfigError, before anything is uploaded, for options that cannot work, DataError for bad rows.
+        Raises ConfigError, before anything is uploaded, for options that cannot work, JobError for bad rows.
         """
         return self._create(options, requires_vram_gb, allowed_hardware, docker_image, cloud_type)
 

@@ -39,7 +39,8 @@ class Files:
         """The file as the server has it; the same bytes uploaded twice are one file.
 
         purpose: `conversations` and `preference` have their rows checked, `fine-tune` becomes one of them, any other
-        word is kept. Raises DataError for a path that cannot be read, and for bad rows with their lines.
+        word is kept. Raises DataError for a path that cannot be read or a file that is too large, JobError for bad
+        rows, with their lines.
         """
         with _opened(Path(path)) as file:
             return self.create(file, purpose, patience=patience)

@@ -6,6 +6,11 @@ from typing import Any, cast
 from fsspec.core import (  # pyright: ignore[reportMissingTypeStubs] - it has none
     url_to_fs,  # pyright: ignore[reportUnknownVariableType] - it has no types
 )
+from fsspec.implementations.local import (  # pyright: ignore[reportMissingTypeStubs] - it has none
+    LocalFileSystem,  # pyright: ignore[reportUnknownVariableType] - it has no types
+)
+
+__all__ = ["LocalFileSystem", "open_store"]
 
 
 def open_store(url: str) -> tuple[Any, str]:

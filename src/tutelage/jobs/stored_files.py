@@ -4,7 +4,9 @@ A file's name never becomes a path. Not here: whether the rows of a file are goo
 """
 
 import contextlib
+import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -16,7 +18,7 @@ from sqlalchemy import cast as sql_cast
 
 from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError, TooLargeError
 from tutelage.jobs.database import Database
-from tutelage.jobs.file_systems import open_store
+from tutelage.jobs.file_systems import LocalFileSystem, open_store
 from tutelage.jobs.identity import FileHash
 from tutelage.jobs.plain_json import cleaned_text
 from tutelage.jobs.records import StoredFile
@@ -110,9 +112,9 @@ class FileStore:
         self._store_content(upload, content)
         with self.database.writing() as connection:
             self._alone_with(connection, content)
+            self._store_content(upload, content)  # again only where it was deleted meanwhile
             row = connection.execute(select(files).where(files.c.id == identity)).one_or_none()
             if row is None:
-                self._store_content(upload, content)  # again only where it was deleted meanwhile
                 connection.execute(
                     insert(files).values(
                         id=identity,
@@ -208,18 +210,30 @@ class FileStore:
 
     def _store_content(self, upload: Upload, content_hash: str) -> None:
         path = self._path(content_hash)
+        # Under another name first: whoever looks sees the whole file or none.
+        unfinished = f"{path}.{secrets.token_hex(8)}"
         try:
             if self._store.exists(path) and self._store.size(path) == upload.bytes:
                 return
             self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
-            # Under another name first: whoever looks sees the whole file or none.
-            unfinished = f"{path}.{time.time_ns()}"
             self._store.put_file(str(upload.path), unfinished)
+            self._on_the_disk(unfinished)
             self._store.mv(unfinished, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._store.rm_file(unfinished)
             raise StorageError(
                 f"{self._root}: cannot be written ({error.strerror or error}); free space there"
             ) from error
+
+    def _on_the_disk(self, path: str) -> None:
+        """A record of a file outlives a power cut; so must its bytes. Other stores acknowledge when they have them."""
+        if isinstance(self._store, LocalFileSystem):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def _alone_with(self, connection: Connection, content_hash: str) -> None:
         """Nobody else keeps or deletes this content until the transaction ends. SQLite has one writer anyway."""
