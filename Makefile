@@ -28,7 +28,7 @@ export PIP_NO_INPUT := 1
 
 timed = trap 'echo "make $@: $$SECONDS s"' EXIT
 
-.PHONY: help environment demo test test-axolotl test-older check lint format types imports spelling clean
+.PHONY: help environment demo test test-axolotl test-older bench check lint format types imports spelling clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ test-axolotl: $(VENV)/dev.stamp $(AXOLOTL_VENV)/installed.stamp  ## Run the Axol
 test-older: $(OLDER_VENV)/installed.stamp  ## Run the tests that need older packages: trackio, Inspect
 	@$(timed); HF_HUB_OFFLINE=1 $(OLDER_VENV)/bin/python -m pytest tests/e2e/test_sinks.py tests/unit/test_evaluation_inspect.py \
 	  -k "trackio or all_sinks or inspect" $(ARGS)
+
+bench: $(VENV)/bench.stamp  ## Measure the queue, the API and the page, beside a peer
+	@$(timed); HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/jobs.py $(ARGS)
 
 check: $(VENV)/dev.stamp  ## Lint, format, types, layers, spelling
 	@$(timed); $(MAKE) --no-print-directory lint format types imports spelling
@@ -80,6 +83,10 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	@$(call install,.[train])
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/dev.stamp
+	@$(call install,.[dev,bench])
 	@touch $@
 
 $(AXOLOTL_VENV)/installed.stamp: $(AXOLOTL_PINS)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.jobs.identity import FileHash, canonical_json, job_id
+from tutelage.jobs.identity import FileHash, canonical_json, file_ids_in, job_id
 
 JSON = st.recursive(
     st.none()
@@ -98,3 +98,16 @@ def test_what_json_has_no_form_for() -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="not JSON compliant"):
             canonical_json({"a": value})
+
+
+def test_ids_of_files_anywhere_in_a_value() -> None:
+    """Whole texts only: an id in the middle of a sentence, or with a newline behind it, names no file."""
+    one, other = "conversations:file-0123456789ab", "my_files-2:file-ba9876543210"
+    value = {"a": [one, {"b": (other, 1, None)}], one: "key", "c": f"see {one}", "d": f"{one}\n", "e": one[:-1]}
+    assert file_ids_in(value) == {one, other}
+
+
+def test_numbers_of_json_that_are_equal_are_written_alike() -> None:
+    """1.0 and 1, -0.0 and 0, 1e3 and 1000 are the same number; true is none."""
+    assert canonical_json([1.0, -0.0, 1e3, 1.5]) == canonical_json([1, 0, 1000, 1.5]) == "[1,0,1000,1.5]"
+    assert canonical_json([True]) != canonical_json([1])

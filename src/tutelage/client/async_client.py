@@ -231,6 +231,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connections, once the calls under way are done."""
         await asyncio.to_thread(self.threads.pool.shutdown)
+        await self.sync.openai.aclose()
         self.sync.close()
 
     async def __aenter__(self) -> "AsyncClient":

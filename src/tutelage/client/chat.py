@@ -6,7 +6,7 @@ What comes back are that package's objects. Not here: deploying (`deployments.py
 import asyncio
 import threading
 from collections import defaultdict
-from functools import lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tutelage.client.http import Transport
@@ -23,28 +23,41 @@ MAX_RETRIES = 6
 """Of a completion, by the openai package: about a minute with its pauses."""
 
 
-@lru_cache(maxsize=32)
-def openai_client(transport: Transport) -> "OpenAI":
-    """The client of the openai package for this server. Raises ConfigError where that is not installed."""
-    openai = _openai()
-    return openai.OpenAI(
-        base_url=f"{transport.address}/v1",
-        api_key=transport.token or "none",
-        max_retries=MAX_RETRIES,
-        http_client=openai.DefaultHttpxClient(trust_env=not transport.is_loopback),
-    )
+class OpenAiClients:
+    """Clients of the openai package for one server. Both raise ConfigError where that is not installed."""
 
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
-@lru_cache(maxsize=32)
-def openai_async_client(transport: Transport) -> "AsyncOpenAI":
-    """See `openai_client`."""
-    openai = _openai()
-    return openai.AsyncOpenAI(
-        base_url=f"{transport.address}/v1",
-        api_key=transport.token or "none",
-        max_retries=MAX_RETRIES,
-        http_client=openai.DefaultAsyncHttpxClient(trust_env=not transport.is_loopback),
-    )
+    @cached_property
+    def sync(self) -> "OpenAI":
+        """The one that waits."""
+        openai = _openai()
+        http_client = openai.DefaultHttpxClient(trust_env=not self._transport.is_loopback)
+        return openai.OpenAI(http_client=http_client, **self._options)
+
+    @cached_property
+    def awaited(self) -> "AsyncOpenAI":
+        """The one that is awaited."""
+        openai = _openai()
+        http_client = openai.DefaultAsyncHttpxClient(trust_env=not self._transport.is_loopback)
+        return openai.AsyncOpenAI(http_client=http_client, **self._options)
+
+    def close(self) -> None:
+        """Close the connections of the one that waits."""
+        if "sync" in vars(self):
+            self.sync.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of the one that is awaited."""
+        if "awaited" in vars(self):
+            await self.awaited.close()
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        # The package insists on a key, also where the server needs none.
+        key = self._transport.token or "none"
+        return {"base_url": f"{self._transport.address}/v1", "api_key": key, "max_retries": MAX_RETRIES}
 
 
 class _Chat:
@@ -99,7 +112,7 @@ class ChatCompletions(_Chat):
 
         Raises JobFailed where the model had to be deployed and its job failed.
         """
-        completions = openai_client(self._ow.http).chat.completions
+        completions = self._ow.openai.sync.chat.completions
         try:
             return completions.create(model=model, **options)
         except _openai().NotFoundError:
@@ -122,7 +135,7 @@ class AsyncChatCompletions(_Chat):
     async def create(self, model: str, *, stream: Literal[False] | None = None, **options: Any) -> "ChatCompletion": ...
     async def create(self, model: str, **options: Any) -> Any:
         """See `ChatCompletions.create`."""
-        completions = openai_async_client(self._ow.http).chat.completions
+        completions = self._ow.openai.awaited.chat.completions
         try:
             return await completions.create(model=model, **options)
         except _openai().NotFoundError:

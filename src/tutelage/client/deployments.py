@@ -13,7 +13,6 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.client.builtin_jobs import GUESS, TRAINED, BuiltInJobs, Vram
-from tutelage.client.chat import openai_async_client, openai_client
 from tutelage.client.errors import ServerError
 from tutelage.client.job import Job
 from tutelage.errors import JobError, NotFoundError, TutelageError
@@ -141,11 +140,11 @@ class TemporaryApi:
 
     @property
     def sync_client(self) -> "OpenAI":
-        return openai_client(self._ow.http)
+        return self._ow.openai.sync
 
     @property
     def async_client(self) -> "AsyncOpenAI":
-        return openai_async_client(self._ow.http)
+        return self._ow.openai.awaited
 
     def up(self, timeout: float | None = None) -> "OpenAI":
         """Wait until the model answers; an OpenAI client for it.

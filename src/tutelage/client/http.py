@@ -6,6 +6,7 @@ Connection errors, timeouts, 5xx and 429 are tried again with growing pauses, ot
 import os
 import random
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,9 @@ class Transport:
         if self.token is not None:
             headers["Authorization"] = f"Bearer {_checked_token(self.token)}"
         self._client = httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=not self.is_loopback)
+        # Scripts that were written for OpenWeights close nothing.
+        self.close = weakref.finalize(self, self._client.close)
+        """Close the connections."""
 
     def __repr__(self) -> str:
         return f"Transport({self.address!r})"
@@ -189,10 +193,6 @@ class Transport:
                 stream.close()
             self._sleep(pause)  # no end was sent: the server is about to stop
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
 
     def _opened_stream(self, path: str, params: Mapping[str, Any]) -> Generator[SentEvent, None, None]:
         """The events of one connection, which stands already."""

@@ -131,12 +131,12 @@ class Job(JobFields):
         return self
 
     def cancel(self) -> "Job":
-        """Stop it; its process gets SIGTERM within seconds. Raises JobError where it has ended already."""
+        """Stop it; its process gets SIGTERM within seconds. Raises JobError where it completed or failed already."""
         self._take(self._client.jobs.cancel(self.id).record)
         return self
 
     def restart(self) -> "Job":
-        """Let it wait for a worker again. Raises JobError where it waits or runs."""
+        """Let it wait for a worker again, if it has ended."""
         self._take(self._client.jobs.restart(self.id).record)
         return self
 

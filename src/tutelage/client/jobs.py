@@ -18,7 +18,6 @@ from tutelage.client.results import Explanation, decoded
 from tutelage.config.faults import sentence_of
 from tutelage.errors import ConfigError
 from tutelage.jobs import records
-from tutelage.jobs.identity import job_id
 from tutelage.jobs.kinds import JobRequest, checked
 
 if TYPE_CHECKING:
@@ -106,16 +105,7 @@ class Jobs:
     def compute_id(self, data: Mapping[str, Any], docker_image: str | None = None) -> str:
         """The id that the server gives the job of such a dict. Raises ConfigError and JobError."""
         submission = checked(request_of(data, self._prefix, docker_image or self.base_image))
-        entrypoint = {} if submission.entrypoint is None else {"entrypoint": submission.entrypoint}
-        return job_id(
-            submission.prefix,
-            kind=submission.kind,
-            params={**submission.params, **entrypoint},
-            mounted_files=submission.mounted_files,
-            image=submission.requirement.image or "",
-            organization=self._ow.organization_id,
-            suffix=submission.suffix,
-        )
+        return submission.id(self._ow.organization_id)
 
     def list(
         self,
@@ -154,11 +144,11 @@ class Jobs:
         return decoded(records.Job, answer)
 
     def cancel(self, job_id: str) -> Job:
-        """Stop a job, whether it waits or runs. Raises JobError where it has ended already."""
+        """Stop a job, whether it waits or runs. Raises JobError where it completed or failed already."""
         return self._job(self._ow.http.request("POST", path_of("api", "jobs", job_id, "cancel"), json={}))
 
     def restart(self, job_id: str) -> Job:
-        """Let a job that has ended wait again. Raises JobError where it has not."""
+        """Let a job that has ended wait again; one that has not is left as it is."""
         return self._job(self._ow.http.request("POST", path_of("api", "jobs", job_id, "restart"), json={}))
 
     def set_timeout(self, job_id: str, timeout: datetime | None) -> Job:

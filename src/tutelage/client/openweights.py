@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from tutelage.client.administration import Costs, Secrets, Tokens, Workers
 from tutelage.client.builtin_jobs import FineTuning, Inference, InspectAi, LogProb, MultipleChoice, WeightedSft
-from tutelage.client.chat import AsyncChatCompletions, ChatCompletions
+from tutelage.client.chat import AsyncChatCompletions, ChatCompletions, OpenAiClients
 from tutelage.client.deployments import Api
 from tutelage.client.files import Files
 from tutelage.client.http import Transport
@@ -30,7 +30,7 @@ from tutelage.jobs.kinds import JobRequest, checked
 EXEC_PREFIX = "execjob"
 NOT_REPLACEABLE = frozenset(
     {"files", "jobs", "runs", "run", "events", "costs", "workers", "tokens", "secrets", "chat", "async_chat"}
-    | {"sync_chat", "http", "me", "organization_id", "org_name", "hf_org", "exec", "close"}
+    | {"sync_chat", "openai", "http", "me", "organization_id", "org_name", "hf_org", "exec", "close"}
 )
 """Attributes of a client that no custom job may be registered as."""
 
@@ -76,6 +76,7 @@ class OpenWeights:
         self.workers = Workers(self.http)
         self.tokens = Tokens(self.http)
         self.secrets = Secrets(self.http)
+        self.openai = OpenAiClients(self.http)
         self.async_chat = AsyncChatCompletions(self, self.deploy_kwargs)
         self.sync_chat = ChatCompletions(self, self.deploy_kwargs)
         # Whoever asks for the awaitable one knows it; everybody else is to see the types of the other.
@@ -160,6 +161,7 @@ class OpenWeights:
 
     def close(self) -> None:
         """Close the connections."""
+        self.openai.close()
         self.http.close()
 
     def __enter__(self) -> "OpenWeights":

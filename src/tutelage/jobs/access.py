@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError, nearest
 from tutelage.jobs.database import Database
@@ -111,10 +111,11 @@ class Access:
         return name
 
     def has_tokens(self) -> bool:
-        """Whether there is a token that people or workers use."""
+        """Whether there is a token that people or workers can use."""
         with self.database.reading() as connection:
-            query = select(tokens.c.id).where(tokens.c.run_id.is_(None), tokens.c.revoked_at.is_(None)).limit(1)
-            return connection.execute(query).scalar() is not None
+            lives = or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > time.time())
+            query = select(tokens.c.id).where(tokens.c.run_id.is_(None), tokens.c.revoked_at.is_(None), lives)
+            return connection.execute(query.limit(1)).scalar() is not None
 
     def create_token(
         self,

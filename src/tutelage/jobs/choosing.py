@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
 
 from tutelage.jobs.requirements import Offer, Requirement, misfits
 from tutelage.jobs.rows import AnyRow, insert_new
@@ -67,12 +67,19 @@ def choose(connection: Connection, organization: str, offer: Offer, max_skip: in
 
 def fitting_requirements(connection: Connection, organization: str, offer: Offer) -> list[str]:
     """Ids of the conditions of pending jobs that a worker meets."""
-    pending = exists().where(
-        jobs.c.organization_id == organization,
-        jobs.c.requirement_id == requirements.c.id,
-        jobs.c.status == JobStatus.PENDING.value,
+    # LIMIT keeps PostgreSQL from counting all pending jobs where its statistics are old.
+    one_pending = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.organization_id == organization,
+            jobs.c.requirement_id == requirements.c.id,
+            jobs.c.status == JobStatus.PENDING.value,
+        )
+        .limit(1)
+        .scalar_subquery()
     )
-    rows = connection.execute(select(requirements.c.id, requirements.c.conditions).where(pending)).all()
+    query = select(requirements.c.id, requirements.c.conditions).where(one_pending.is_not(None))
+    rows = connection.execute(query).all()
     return [row.id for row in rows if not misfits(Requirement.from_json(row.conditions), offer)]
 
 

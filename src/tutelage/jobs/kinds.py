@@ -25,7 +25,7 @@ from tutelage.jobs.params import (
     LogProbParams,
     MultipleChoiceParams,
 )
-from tutelage.jobs.plain_json import cleaned
+from tutelage.jobs.plain_json import cleaned, require_finite
 from tutelage.jobs.records import Submission
 from tutelage.jobs.requirements import CloudType, Requirement, cloud_type_of, hardware_of
 
@@ -124,7 +124,9 @@ def checked(request: JobRequest) -> Submission:
     kind = KINDS.get(request.kind)
     if kind is None:
         raise JobError(f"kind: '{request.kind[:80]}' is none{nearest(request.kind, KINDS)}; one of {', '.join(KINDS)}")
-    params = kind.params(cleaned(request.params, "params"))
+    params = cleaned(request.params, "params")
+    require_finite(request.params, "params")
+    params = kind.params(params)
     for name in kind.files:
         if not FILE_ID.fullmatch(str(params[name])):
             raise ConfigError(

@@ -52,13 +52,15 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Serving:
-    """A run that answers chat completions. models: by the name people ask for, the name the run knows."""
+    """A run that answers chat completions. models: by the name people ask for, the name the run knows. since: seconds
+    since the epoch."""
 
     run_id: str
     job_id: str
     address: str | None
     port: int
     models: dict[str, str]
+    since: float
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class Listing:
     def serving(self, organization: str) -> list[Serving]:
         """What live runs answer chat completions, those that began first first."""
         query = (
-            select(runs.c.id, runs.c.job_id, runs.c.serving, workers.c.address)
+            select(runs.c.id, runs.c.job_id, runs.c.serving, runs.c.created_at, workers.c.address)
             .join(workers, runs.c.worker_id == workers.c.id)
             .where(
                 runs.c.organization_id == organization,
@@ -159,7 +161,10 @@ class Listing:
         )
         with self.database.reading() as connection:
             rows = connection.execute(query).all()
-        return [Serving(row.id, row.job_id, row.address, row.serving["port"], row.serving["models"]) for row in rows]
+        return [
+            Serving(row.id, row.job_id, row.address, row.serving["port"], row.serving["models"], row.created_at)
+            for row in rows
+        ]
 
     def explain(self, organization: str, job_id: str) -> Explanation:
         """Why a job waits, and for each worker which conditions fail. Raises NotFoundError."""

@@ -36,7 +36,7 @@ class JobParams(BaseModel):
 class ModelParams(JobParams):
     """Jobs that ask a model."""
 
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     """A Hub id, a folder of the worker, the id of a fine-tuning job, or `<its id>:step-40` for a checkpoint."""
     chat_template: str = "default"
 

@@ -10,6 +10,18 @@ MAX_DEPTH = 64
 LARGEST_INTEGER = 2**63 - 1
 
 
+def require_finite(value: Any, what: str) -> None:
+    """Raises JobError for NaN and infinities anywhere in a value: null would mean a default."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise JobError(f"{what}: {value} is no finite number; give one")
+    if isinstance(value, Mapping):
+        for name, item in cast("Mapping[Any, Any]", value).items():
+            require_finite(item, f"{what}.{name}"[:200])
+    if isinstance(value, list | tuple):
+        for number, item in enumerate(cast("list[Any]", value)):
+            require_finite(item, f"{what}[{number}]"[:200])
+
+
 def cleaned(value: Any, what: str, depth: int = 0) -> Any:
     """The value with NaN and infinities as null and unstorable characters as U+FFFD; integers beyond 64 bits as
     floats.

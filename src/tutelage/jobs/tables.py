@@ -147,7 +147,9 @@ jobs = Table(
     Index(
         "ix_jobs_pending",
         "organization_id",
+        # In the order of claims to the last column: no statistics are needed to see that nothing has to be sorted.
         "queue_number",
+        "id",
         "requirement_id",
         sqlite_where=PENDING,
         postgresql_where=PENDING,

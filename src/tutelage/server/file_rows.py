@@ -61,10 +61,10 @@ def _turns(row: Mapping[str, Any], place: str) -> None:
             if row.get(key) is not None:
                 turns_of(row, key)
                 return
-        if isinstance(row.get("prompt"), str | list) or isinstance(row.get("instruction"), str):
-            return
         if "chosen" in row or "rejected" in row:
             raise BadRow("a row with 'chosen' and 'rejected' is for the purpose 'preference'; upload it as that")
+        if isinstance(row.get("prompt"), str | list) or isinstance(row.get("instruction"), str):
+            return
         raise BadRow("the row has none of the known formats; give 'messages', or 'prompt'")
     except BadRow as problem:
         raise DataError(f"{place}: {problem}") from None

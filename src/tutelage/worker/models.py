@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from filelock import FileLock
 
-from tutelage.errors import JobError, ModelError, NotFoundError, OutputError, nearest
+from tutelage.errors import FencedError, JobError, ModelError, NotFoundError, OutputError, nearest
 from tutelage.files import write_json
 from tutelage.jobs.mounts import place_in
 from tutelage.jobs.records import Event, Run
@@ -180,7 +180,9 @@ class ModelCache:
                 target.rename(old)
                 shutil.rmtree(old, ignore_errors=True)
             unfinished.rename(target)
-        except JobError as error:  # a path that leads out of the folder
+        except FencedError:
+            raise
+        except JobError as error:  # a path that leads out of the folder, a file that is gone
             raise ModelError(f"model '{reference}': {error}") from error
         except OSError as error:
             raise OutputError(

@@ -30,7 +30,7 @@ class NewFineTuning(BaseModel):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
-    model: Identity
+    model: Annotated[Identity, Field(min_length=1)]
     training_file: Identity
     validation_file: Identity | None = None
     suffix: Identity | None = None
@@ -147,13 +147,15 @@ def _method(body: NewFineTuning) -> tuple[str, dict[str, Any]]:
     known = [*METHODS, *OBJECTIVES]
     if not isinstance(kind, str) or METHODS.get(kind, kind) not in OBJECTIVES:
         raise JobError(f"method.type: '{str(kind)[:80]}' is none{nearest(str(kind), known)}; one of {', '.join(known)}")
-    told = body.method.get(kind) or {}
+    told = body.method.get(kind)
+    told = {} if told is None else told
     if not isinstance(told, dict):
         raise JobError(f"method.{kind}: give an object with 'hyperparameters'")
     unknown = next((name for name in told if name != "hyperparameters"), None)
     if unknown is not None:
         raise JobError(f"method.{kind}.{unknown[:80]}: is not known here; give 'hyperparameters'")
-    hyperparameters = told.get("hyperparameters") or {}
+    hyperparameters = told.get("hyperparameters")
+    hyperparameters = {} if hyperparameters is None else hyperparameters
     if not isinstance(hyperparameters, dict):
         raise JobError(f"method.{kind}.hyperparameters: give an object")
     return METHODS.get(kind, kind), cast("dict[str, Any]", hyperparameters)

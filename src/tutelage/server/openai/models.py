@@ -1,6 +1,5 @@
 """Models: what completed jobs left, and what answers now."""
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -39,6 +38,6 @@ def _models(parts: Services, organization: str) -> dict[str, Json]:
     }
     for serving in parts.listing.serving(organization):
         for name in serving.models:
-            created = models[name]["created"] if name in models else int(time.time())
+            created = models[name]["created"] if name in models else int(serving.since)
             models[name] = served_model(name, serving, created)
     return models

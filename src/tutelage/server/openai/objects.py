@@ -9,6 +9,8 @@ from tutelage.jobs.status import OPENAI_STATUS, JobStatus
 PURPOSES = {"conversations": "fine-tune", "preference": "fine-tune"}
 TRAINING_KINDS = ("fine_tuning", "weighted_sft")
 OWNER = "tutelage"
+METHODS = {"sft": "supervised"}
+"""What OpenAI calls an objective. grpo goes by its own name: `reinforcement` there has other hyperparameters."""
 
 
 def file_object(file: StoredFile) -> dict[str, Any]:
@@ -29,6 +31,7 @@ def job_object(job: Job) -> dict[str, Any]:
     params = job.params
     outputs = job.outputs or {}
     done = job.status is JobStatus.COMPLETED
+    method = METHODS.get(params["loss"], params["loss"])
     hyperparameters = {
         "n_epochs": _whole(params["epochs"]),
         "batch_size": params["per_device_train_batch_size"] * params["gradient_accumulation_steps"],
@@ -54,7 +57,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "seed": params["seed"],
         "estimated_finish": None,
         "integrations": [],
-        "method": {"type": params["loss"], params["loss"]: {"hyperparameters": hyperparameters | _own(params)}},
+        "method": {"type": method, method: {"hyperparameters": hyperparameters | _own(params)}},
         "metadata": {name: str(value) for name, value in params["meta"].items()} or None,
         "user_provided_suffix": params["job_id_suffix"],
     }
@@ -62,10 +65,10 @@ def job_object(job: Job) -> dict[str, Any]:
 
 def event_object(event: Event) -> dict[str, Any]:
     """An event of a fine-tuning job."""
-    numbers = {name: value for name, value in event.data.items() if isinstance(value, int | float)}
+    numbers = _numbers(event)
     tag = event.data.get("tag") or event.data.get("type") or "event"
     shown = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items() if name != "step")
-    step = f"step {event.data['step']}: " if "step" in event.data else ""
+    step = f"step {numbers['step']:g}: " if "step" in numbers else ""
     warning = tag == "warning"
     return {
         "id": f"ftevent-{event.id}",
@@ -80,15 +83,16 @@ def event_object(event: Event) -> dict[str, Any]:
 
 def checkpoint_object(event: Event, job_id: str) -> dict[str, Any]:
     """A checkpoint, from the event that tells of it."""
-    metrics = {name: value for name, value in event.data.items() if isinstance(value, int | float) and name != "step"}
+    numbers = _numbers(event)
+    step = numbers.pop("step", 0)
     return {
         "id": f"ftckpt-{event.id}",
         "object": "fine_tuning.job.checkpoint",
         "created_at": int(event.created_at.timestamp()),
         "fine_tuned_model_checkpoint": str(event.data.get("checkpoint")),
         "fine_tuning_job_id": job_id,
-        "step_number": int(event.data.get("step") or 0),
-        "metrics": {"step": float(event.data.get("step") or 0), **metrics},
+        "step_number": int(step),
+        "metrics": {"step": float(step), **numbers},
     }
 
 
@@ -107,10 +111,17 @@ def _model(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": OWNER}
 
 
+def _numbers(event: Event) -> dict[str, int | float]:
+    """The fields of an event that are numbers, whatever it calls them."""
+    items = event.data.items()
+    return {name: value for name, value in items if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
 def _own(params: dict[str, Any]) -> dict[str, Any]:
     """The options of the objective itself."""
     prefix = f"{params['loss']}_"
-    return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+    shared = {"beta": params["beta"]} if params["loss"] in ("grpo", "dpo", "orpo") else {}
+    return shared | {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
 def _whole(epochs: float) -> float | int:

@@ -4,6 +4,7 @@ Not here: merging weights (`merging.py`).
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,27 @@ from tutelage.files import make_folder, write_json
 from tutelage.models import resolve_model
 from tutelage.worker.models import ADAPTER_CONFIG, BASE
 
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
 
 def adapter_on(base: str, adapter: str, target: Path) -> Path:
-    """`target` as the adapter, on `base` whatever it names itself. Raises ConfigError where it is no adapter."""
+    """`target` as the adapter, on `base` whatever it names itself.
+
+    Raises ConfigError where it is no adapter, or where `base` is one: an adapter has learnt on one set of weights.
+    """
+    weights = resolve_model(base)
+    if (Path(weights) / ADAPTER_CONFIG).is_file():
+        raise ConfigError(f"model '{base}': it is an adapter itself; give its base as 'model'")
     source = local_folder(adapter)
     if not (source / ADAPTER_CONFIG).is_file():
         raise ConfigError(
@@ -22,17 +41,19 @@ def adapter_on(base: str, adapter: str, target: Path) -> Path:
             "merge_before_push=False"
         )
     linked(source, target, without=ADAPTER_CONFIG)
+    if not (source / "tokenizer_config.json").is_file():  # an adapter from elsewhere often comes without one
+        linked(local_folder(weights), target, only=TOKENIZER_FILES)
     config: Any = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    write_json(target / ADAPTER_CONFIG, config | {BASE: resolve_model(base)})
+    write_json(target / ADAPTER_CONFIG, config | {BASE: weights})
     return target
 
 
-def linked(source: Path, target: Path, *, without: str) -> None:
-    """A folder with links to the files of another, but one. Raises OutputError."""
+def linked(source: Path, target: Path, *, without: str | None = None, only: Collection[str] | None = None) -> None:
+    """A folder with links to the files of another: all but one, or some. Raises OutputError."""
     make_folder(target, "folder of the worker")
     try:
         for file in source.iterdir():
-            if file.is_file() and file.name != without:
+            if file.is_file() and file.name != without and (only is None or file.name in only):
                 (target / file.name).symlink_to(file.resolve())
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror}); free space on the worker") from error

@@ -16,17 +16,15 @@ from tutelage.errors import Interrupted, TutelageError
 from tutelage.training.processes import process_group_left
 from tutelage.training.run import train
 from tutelage.worker.programs.follower import RunFollower
-from tutelage.worker.programs.outbox import Outbox, Report
+from tutelage.worker.programs.outbox import PATIENCE, Outbox, Report
 from tutelage.worker.programs.program import JobFolder, run_program
 from tutelage.worker.programs.report import ClientReport
 from tutelage.worker.programs.trained import put_checkpoints, put_file, put_model
 
 STEP_GRACE = 8.0
 """Seconds that a signal leaves the present step and its checkpoint; then training stops at once."""
-PATIENCE = 600.0
-"""Seconds that the end of a run waits for a server that is away."""
 SHORT_PATIENCE = 3.0
-"""The same when the job is being stopped."""
+"""How long a job that is being stopped waits for the server."""
 MODULE = "tutelage.worker.programs.fine_tuning"
 
 
@@ -48,7 +46,7 @@ def fine_tune(job: JobFolder, report: Report | None = None) -> None:
     follower = RunFollower(run, outbox, tags=tags, scratch=job.path / "reported")
     follower.start()
     try:
-        with _stopping_within(STEP_GRACE), process_group_left():
+        with stopping_within(STEP_GRACE), process_group_left():
             train(config)
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
@@ -70,18 +68,21 @@ def _hand_over(
     """Put what the run left into `uploads/` and report the rest."""
     run, base = job.path / "run", str(job.asked["model"])
     steps = put_checkpoints(run, job.uploads, config, base)
-    follower.finish(patience)
-    put_file(run / "samples.jsonl", job.uploads)
+    has_model = finished and put_model(run, job.uploads, base)
+    try:
+        follower.finish(patience)
+    finally:
+        put_file(run / "samples.jsonl", job.uploads)
     for step in steps:
         data = {"tag": "checkpoint", "step": step, "checkpoint": f"{job.job_id}:step-{step}"}
         outbox.add(f"checkpoint-{step}", data)
-    if finished and put_model(run, job.uploads, base):
+    if has_model:
         outbox.add("model", {"model": job.job_id}, required=True)
     outbox.drain(patience)
 
 
 @contextlib.contextmanager
-def _stopping_within(seconds: float) -> Iterator[None]:
+def stopping_within(seconds: float) -> Iterator[None]:
     """A first SIGTERM lets the step end and writes a checkpoint, as training has it; one that takes longer than
     `seconds` gets a second, which stops it at once."""
     ended = threading.Event()

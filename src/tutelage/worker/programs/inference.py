@@ -17,14 +17,12 @@ from tutelage.models import LoadedModel, load_frozen, load_tokenizer, resolve_mo
 from tutelage.monitoring.prompts import positions_of
 from tutelage.worker.programs.adapters import adapter_on
 from tutelage.worker.programs.answering import Answer, Answerer
-from tutelage.worker.programs.outbox import Outbox, Report
+from tutelage.worker.programs.outbox import PATIENCE, Outbox, Report
 from tutelage.worker.programs.program import JobFolder, run_program
 from tutelage.worker.programs.prompts import AskedRow, CheckedRows, PromptFile
 from tutelage.worker.programs.report import ClientReport
 
 ANSWERS = "answers.jsonl"
-PATIENCE = 600.0
-"""Seconds that the end of a job waits for a server that is away."""
 PROGRESS_EVERY = 5.0
 """Seconds between two lines of progress."""
 BITSANDBYTES = "bitsandbytes"

@@ -14,12 +14,10 @@ from tutelage.evaluation.results import write_items
 from tutelage.jobs.params import InspectAiParams
 from tutelage.models import load_frozen
 from tutelage.monitoring.prompts import positions_of
-from tutelage.worker.programs.outbox import Outbox, Report
+from tutelage.worker.programs.outbox import PATIENCE, Outbox, Report
 from tutelage.worker.programs.program import JobFolder, run_program
 from tutelage.worker.programs.report import ClientReport
 
-PATIENCE = 600.0
-"""Seconds that the end of a job waits for a server that is away."""
 LONGEST_ANSWER = 1024
 """Tokens of an answer, unless --max-tokens says otherwise; never more than half of what fits."""
 

@@ -11,13 +11,11 @@ from tutelage.files import write_json_lines
 from tutelage.jobs.params import LogProbParams
 from tutelage.models import load_frozen
 from tutelage.monitoring.log_probs import AnswerScores, AnswerSet
-from tutelage.worker.programs.outbox import Outbox, Report
+from tutelage.worker.programs.outbox import PATIENCE, Outbox, Report
 from tutelage.worker.programs.program import JobFolder, run_program
 from tutelage.worker.programs.report import ClientReport
 
 SCORED = "logprobs.jsonl"
-PATIENCE = 600.0
-"""Seconds that the end of a job waits for a server that is away."""
 
 
 def score_answers(job: JobFolder, report: Report | None = None) -> None:

@@ -9,13 +9,11 @@ from tutelage.evaluation.questions import read_choice_questions
 from tutelage.evaluation.results import write_items
 from tutelage.jobs.params import MultipleChoiceParams
 from tutelage.models import load_frozen
-from tutelage.worker.programs.outbox import Outbox, Report
+from tutelage.worker.programs.outbox import PATIENCE, Outbox, Report
 from tutelage.worker.programs.program import JobFolder, run_program
 from tutelage.worker.programs.report import ClientReport
 
 CHOICES = "choices.jsonl"
-PATIENCE = 600.0
-"""Seconds that the end of a job waits for a server that is away."""
 
 
 def choose(job: JobFolder, report: Report | None = None) -> None:

@@ -17,6 +17,8 @@ from tutelage.errors import FencedError, TutelageError
 
 BATCH = 200
 """Events in one request."""
+PATIENCE = 600.0
+"""Seconds that the end of a job waits for a server that is away."""
 PAUSE = 2.0
 """Seconds between two tries while the server is away."""
 

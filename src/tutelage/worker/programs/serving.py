@@ -19,7 +19,6 @@ from typing import Any
 from tutelage.errors import ConfigError, ModelError
 from tutelage.files import make_folder, write_text
 from tutelage.jobs.params import ApiParams
-from tutelage.models import resolve_model
 from tutelage.worker.models import ADAPTER_CONFIG
 from tutelage.worker.programs.adapters import adapter_on, linked, local_folder
 from tutelage.worker.programs.trained import TEMPLATE_FILE, template_source
@@ -74,7 +73,7 @@ class TransformersServer(ModelServer):
         self._add(asked.model, params.model)
         for name, adapter in zip(asked.lora_adapters, params.lora_adapters, strict=True):
             place = len(self.models)
-            self._add(name, str(adapter_on(_weights_of(params.model), adapter, folder / f"adapter-{place}")))
+            self._add(name, str(adapter_on(params.model, adapter, folder / f"adapter-{place}")))
 
     def command(self, host: str, port: int) -> Sequence[str]:
         # A model that is named is loaded first and the only one; several are loaded when the server is up.
@@ -165,11 +164,3 @@ def _merged(model: str, target: Path) -> Path:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise ModelError(f"model '{model}': the adapter cannot be merged into its base ({lines[-1]})")
     return target
-
-
-def _weights_of(model: str) -> str:
-    """What adapters are put on: an adapter's own base is not it, since a stack of two is not what they learnt on."""
-    source = resolve_model(model)
-    if (Path(source) / ADAPTER_CONFIG).is_file():
-        raise ConfigError(f"lora_adapters: '{model}' is an adapter itself; give its base as 'model' and it among them")
-    return source

@@ -89,7 +89,9 @@ def upgrade() -> None:
         "ix_jobs_organization_id_status_created_at", "jobs", ["organization_id", "status", "created_at", "id"]
     )
     op.create_index("ix_jobs_organization_id_updated_at", "jobs", ["organization_id", "updated_at"])
-    op.create_index("ix_jobs_pending", "jobs", ["organization_id", "queue_number", "requirement_id"], **_WHERE_PENDING)
+    op.create_index(
+        "ix_jobs_pending", "jobs", ["organization_id", "queue_number", "id", "requirement_id"], **_WHERE_PENDING
+    )
     op.create_index("ix_jobs_pending_requirement", "jobs", ["organization_id", "requirement_id"], **_WHERE_PENDING)
     op.create_table(
         "secrets",

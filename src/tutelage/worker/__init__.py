@@ -1,0 +1,1 @@
+"""Runs jobs: asks a server for them over HTTP, runs each as a process, reports what it prints and leaves."""

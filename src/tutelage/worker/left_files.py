@@ -1,0 +1,47 @@
+"""What a job leaves in `uploads/` becomes files of the server and events of the run. Not here: when."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tutelage.client.results import NewEvent
+from tutelage.client.worker_api import WorkerApi
+
+PURPOSE = "result"
+
+
+def left_in(uploads: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """Regular files in the folder and below, by name. Links are left out, wherever they lead: `say` is told."""
+    if uploads.is_symlink():
+        say("uploads is a link: nothing in it is uploaded; make it a folder")
+        return
+    for folder, folders, names in os.walk(uploads):
+        folders.sort()
+        for name in list(folders):
+            if Path(folder, name).is_symlink():
+                say(f"{Path(folder, name).relative_to(uploads.parent)} is a link: it is not uploaded; copy what it is")
+        for name in sorted(names):
+            path = Path(folder, name)
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode):
+                yield path
+            else:
+                what = "a link" if stat.S_ISLNK(mode) else "no regular file"
+                say(f"{path.relative_to(uploads.parent)} is {what}: it is not uploaded; copy what it is")
+
+
+def upload_left(
+    api: WorkerApi, run_id: str, uploads: Path, say: Callable[[str], None], check: Callable[[], None]
+) -> None:
+    """Upload each file and report it as `{"file": id, "path": path in uploads}`.
+
+    check: called before each; what it raises ends this. Raises DataError for one that the server does not take.
+    """
+    for path in left_in(uploads, say):
+        check()
+        file = api.upload(path, PURPOSE)
+        name = path.relative_to(uploads).as_posix()
+        identity = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        api.append_events(run_id, [NewEvent(f"upload-{identity}", {"file": file.id, "path": name}, file.id)])

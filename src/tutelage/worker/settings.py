@@ -1,0 +1,36 @@
+"""What a worker is told: how it is called, where it works, when it ends."""
+
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tutelage.jobs.requirements import CloudType
+
+MAX_LOG_BYTES = 64 * 1024 * 1024
+"""Of one run: what the server keeps of it, which drops the oldest."""
+
+
+def _default_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "tutelage" / "worker"
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """once: end after one job. max_idle: end after so many seconds without one; None, never. folder: of runs and of
+    models of other jobs; several workers may share it. images: container images it stands for; None, any. ignore_vram:
+    take jobs whatever memory they ask for. keep_runs: leave the folders of runs in `kept/`. grace: seconds between
+    SIGTERM and SIGKILL. log_limit: bytes of a run's log that are kept. cost_per_hour: US dollars."""
+
+    name: str = field(default_factory=socket.gethostname)
+    once: bool = False
+    max_idle: float | None = None
+    folder: Path = field(default_factory=_default_folder)
+    cloud_type: CloudType = CloudType.SECURE
+    cost_per_hour: float = 0.0
+    images: tuple[str, ...] | None = None
+    ignore_vram: bool = False
+    keep_runs: bool = False
+    grace: float = 12.0
+    log_limit: int = MAX_LOG_BYTES

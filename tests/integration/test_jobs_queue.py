@@ -1,0 +1,529 @@
+"""The queue on SQLite and on PostgreSQL: the table of a job's life, submitting again, claiming, giving up.
+
+Expected values come from section 3 and 4 of the specification of jobs, and from the docstrings of `Queue`.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import select, text, update
+
+from tests.databases import (
+    WAITING_SECONDS,
+    PostgreSQL,
+    Scene,
+    in_threads,
+    new_organization,
+    new_run_id,
+    new_worker,
+    submission,
+)
+from tutelage.errors import FencedError, JobError, NotFoundError, StorageError
+from tutelage.jobs import event_log
+from tutelage.jobs.database import Database
+from tutelage.jobs.event_log import EventLog, NewEvent
+from tutelage.jobs.listing import Listing
+from tutelage.jobs.queue import Queue
+from tutelage.jobs.records import Claim
+from tutelage.jobs.registry import Registry
+from tutelage.jobs.requirements import CloudType, Offer, Requirement, misfits
+from tutelage.jobs.run_logs import RunLogs
+from tutelage.jobs.status import JobStatus
+from tutelage.jobs.tables import jobs, metadata, runs
+
+PENDING, RUNNING = JobStatus.PENDING, JobStatus.IN_PROGRESS
+COMPLETED, FAILED, CANCELED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED
+ENDINGS = (COMPLETED, FAILED, CANCELED)
+
+
+@pytest.fixture
+def scene(database: Database) -> Scene:
+    return Scene(database)
+
+
+def brought_to(scene: Scene, status: JobStatus) -> tuple[str, Claim | None]:
+    """A job with this status, and the claim it had."""
+    if status is PENDING:
+        return scene.submit(status.value).id, None
+    claim = scene.running(status.value)
+    if status is not RUNNING:
+        scene.queue.finish(scene.organization, claim.run_id, status)
+    return claim.job.id, claim
+
+
+def test_every_step_of_the_table(scene: Scene) -> None:
+    """Each row: where the job is, what is done, where it is then; from section 3, and what the queue offers."""
+    queue, organization = scene.queue, scene.organization
+
+    def ended(status: JobStatus) -> Callable[[str, Claim | None], object]:
+        return lambda _, claim: claim and queue.finish(organization, claim.run_id, status)
+
+    def claimed(job: str, _: Claim | None) -> None:
+        assert scene.claim().job.id == job
+
+    def submitted(job: str, _: Claim | None) -> None:
+        status = Listing(scene.database).job(organization, job).params["number"]
+        assert scene.submit(status).id == job
+
+    def restarted(job: str, _: Claim | None) -> None:
+        queue.restart(organization, job)
+
+    def canceled(job: str, _: Claim | None) -> None:
+        queue.cancel(organization, job)
+
+    def lost(job: str, _: Claim | None) -> None:
+        assert scene.lose_leases() == [job]
+
+    table: list[tuple[JobStatus, Callable[[str, Claim | None], object], JobStatus]] = [
+        (PENDING, claimed, RUNNING),
+        (PENDING, canceled, CANCELED),
+        (PENDING, submitted, PENDING),
+        (PENDING, restarted, PENDING),
+        (RUNNING, ended(COMPLETED), COMPLETED),
+        (RUNNING, ended(FAILED), FAILED),
+        (RUNNING, ended(CANCELED), CANCELED),
+        (RUNNING, ended(PENDING), PENDING),
+        (RUNNING, canceled, CANCELED),
+        (RUNNING, submitted, RUNNING),
+        (RUNNING, restarted, RUNNING),
+        (RUNNING, lost, PENDING),
+        (COMPLETED, submitted, COMPLETED),
+        (COMPLETED, restarted, PENDING),
+        (FAILED, submitted, PENDING),
+        (FAILED, restarted, PENDING),
+        (CANCELED, submitted, PENDING),
+        (CANCELED, restarted, PENDING),
+        (CANCELED, canceled, CANCELED),
+    ]
+    for before, step, after in table:
+        job, claim = brought_to(scene, before)
+        step(job, claim)
+        assert Listing(scene.database).job(organization, job).status is after, (before, step)
+        with scene.database.writing() as connection:  # out of the way of the next row
+            for name in ("runs", "jobs"):
+                connection.execute(metadata.tables[name].delete())
+    for before in (COMPLETED, FAILED):
+        job, _ = brought_to(scene, before)
+        with pytest.raises(JobError, match=f"{job}: a job that is {before.value} cannot become canceled; it may"):
+            queue.cancel(organization, job)
+    running = brought_to(scene, RUNNING)[1]
+    assert running is not None
+    with pytest.raises(JobError):
+        queue.finish(organization, running.run_id, RUNNING)
+
+
+def test_what_a_lost_a_given_back_and_an_ended_job_remember(scene: Scene) -> None:
+    """Attempts count workers that were lost, up to three; a worker that was asked to stop is no attempt."""
+    job = scene.submit().id
+    given_back = scene.claim()
+    back = scene.queue.finish(scene.organization, given_back.run_id, PENDING, reason="the worker stops")
+    assert (back.attempts, back.reason, back.run_id) == (0, "the worker stops", None)
+    for attempt in (1, 2, 3):
+        claim = scene.claim()
+        assert (claim.attempt, claim.job.attempts, claim.job.status) == (attempt, attempt, RUNNING)
+        assert scene.lose_leases() == [job]
+    lost = Listing(scene.database).job(scene.organization, job)
+    assert (lost.status, lost.attempts) == (FAILED, 3)
+    assert lost.reason is not None
+    assert lost.reason.startswith("attempt 3: worker worker-")
+    assert "30 s" in lost.reason
+    assert lost.finished_at is not None
+    endings = [run.status for run in Listing(scene.database).runs(scene.organization, job_id=job)]
+    assert endings == [CANCELED, FAILED, FAILED, FAILED]
+    again = scene.queue.restart(scene.organization, job)
+    assert (again.status, again.attempts, again.reason, again.outputs) == (PENDING, 0, None, None)
+    assert (again.started_at, again.finished_at) == (None, None)  # of this life: it has not begun
+
+
+def test_submitting_again(scene: Scene) -> None:
+    """The same work is the same job; conditions on the worker are no part of it, and change while it waits."""
+    first = scene.submit(1, params={"rate": 1.0, "list": [1, 2.5]})
+    wider = Requirement(allowed_hardware=("1x A100",), requires_vram_gb=80, cloud_type=CloudType.ALL)
+    again = scene.submit(1, params={"list": [1.0, 2.5], "rate": 1}, requirement=wider)
+    assert again.id == first.id
+    assert (again.allowed_hardware, again.requires_vram_gb, again.cloud_type) == (["1x A100"], 80, CloudType.ALL)
+    changes: list[dict[str, Any]] = [
+        {"params": {"rate": True, "list": [1, 2.5]}},
+        {"entrypoint": "false"},
+        {"suffix": "mine"},
+        {"mounted_files": {"a": "result:file-0123456789ab"}},
+        {"requirement": Requirement(image="other")},
+    ]
+    others = {scene.submit(1, **{"params": {"rate": 1.0, "list": [1, 2.5]}, **change}).id for change in changes}
+    elsewhere = scene.queue.submit(
+        new_organization(scene.database), submission(1, params={"rate": 1.0, "list": [1, 2.5]})
+    )
+    assert len({first.id, elsewhere.id, *others}) == len(changes) + 2
+    with pytest.raises(NotFoundError):
+        scene.queue.cancel(scene.organization, elsewhere.id)
+
+    with scene.database.writing() as connection:
+        connection.execute(update(jobs).where(jobs.c.id != first.id).values(status="canceled"))
+    scene.worker = new_worker(scene.database, scene.organization, Offer("1x A100", 1, 80))
+    claim = scene.claim()
+    assert claim.job.id == first.id
+    kept = scene.submit(1, params={"rate": 1.0, "list": [1, 2.5]}, requirement=Requirement(requires_vram_gb=8))
+    assert (kept.status, kept.requires_vram_gb) == (RUNNING, 80)  # too late for the conditions to change
+    scene.queue.finish(scene.organization, claim.run_id, FAILED, reason="boom", exit_code=1)
+    reset = scene.submit(1, params={"rate": 1.0, "list": [1, 2.5]}, requirement=Requirement(requires_vram_gb=8))
+    assert (reset.id, reset.status, reset.requires_vram_gb, reset.reason) == (first.id, PENDING, 8, None)
+
+
+def test_params_named_as_parts_of_a_job_are_part_of_its_identity(scene: Scene) -> None:
+    """A custom job's params are anything, an `entrypoint` among them: two of two values are two jobs."""
+    ids = {scene.submit(params={"entrypoint": value}).id for value in ("a", "b")}
+    assert len(ids) == 2
+
+
+def test_outputs_are_the_newest_values_of_all_events_of_the_job(scene: Scene) -> None:
+    """Section 5: newest value of every event field; null is none, and an earlier attempt's fields count too."""
+    log = EventLog(scene.database)
+    first = scene.running()
+    log.append(scene.organization, first.run_id, [NewEvent("1", {"early": 1, "loss": 3.0})])
+    scene.lose_leases()
+    second = scene.claim()
+    log.append(
+        scene.organization,
+        second.run_id,
+        [NewEvent("1", {"loss": 2.0, "file": "a"}), NewEvent("2", {"loss": 1.5, "file": None})],
+    )
+    job = scene.queue.finish(scene.organization, second.run_id, COMPLETED)
+    expected = {"early": 1, "loss": 1.5, "file": "a"}
+    assert log.latest(scene.organization, job_id=job.id) == expected
+    assert job.outputs == expected
+
+
+def test_an_event_that_was_taken_in_before_the_end_is_in_the_outputs(
+    postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's row is read again once nobody else has it: appending is held while the job is being finished."""
+    scene = Scene(Database(postgresql.new()))
+    claim = scene.running()
+    merged, held, release = event_log.merged, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> dict[str, Any]:
+        held.set()
+        assert release.wait(WAITING_SECONDS)
+        return merged(*arguments)
+
+    monkeypatch.setattr(event_log, "merged", slow)
+    log = EventLog(scene.database)
+
+    def append() -> int:
+        return log.append(scene.organization, claim.run_id, [NewEvent("1", {"loss": 1.0})])
+
+    def finish() -> Any:
+        assert held.wait(WAITING_SECONDS)
+        return scene.queue.finish(scene.organization, claim.run_id, COMPLETED)
+
+    def let_go() -> None:
+        deadline = time.monotonic() + WAITING_SECONDS
+        while not waits_for_lock(scene.database) and time.monotonic() < deadline:
+            pass
+        release.set()
+
+    added, job, _ = in_threads([append, finish, let_go])
+    scene.database.close()
+    assert added == 1
+    assert job.outputs == {"loss": 1.0}
+
+
+def test_a_claim_that_is_asked_again(scene: Scene) -> None:
+    """The same run id is the same claim; somebody else's, or one that has ended, is refused."""
+    other = new_worker(scene.database, scene.organization)
+    scene.submit(1)
+    scene.submit(2)
+    run = new_run_id()
+    first = scene.queue.claim(scene.organization, scene.worker, run)
+    scene.seconds += 20
+    assert scene.queue.claim(scene.organization, scene.worker, run) == first
+    scene.seconds += 20
+    assert scene.queue.expire() == []  # asking renews
+    with pytest.raises(FencedError, match=run):
+        scene.queue.claim(scene.organization, other, run)
+    scene.queue.finish(scene.organization, run, COMPLETED)
+    with pytest.raises(FencedError, match=f"{run}: this run is completed; claim with a new id"):
+        scene.queue.claim(scene.organization, scene.worker, run)
+    assert Listing(scene.database).counts(scene.organization)[PENDING] == 1
+    with pytest.raises(NotFoundError, match="register again"):
+        scene.queue.claim(scene.organization, "worker-0", new_run_id())
+    Registry(scene.database).stop(scene.organization, other, "enough")
+    with pytest.raises(NotFoundError, match="register again"):
+        scene.queue.claim(scene.organization, other, new_run_id())
+    with pytest.raises(NotFoundError):  # another organisation's worker
+        scene.queue.claim(new_organization(scene.database), scene.worker, new_run_id())
+
+
+def test_the_same_claim_from_four_threads_at_once(scene: Scene) -> None:
+    """Whoever asks twice because an answer is late gets one job; an answer may be an error that is tried again."""
+    for number in range(4):
+        scene.submit(number)
+    run = new_run_id()
+    answers = in_threads([lambda: scene.queue.claim(scene.organization, scene.worker, run)] * 4)
+    got = [answer for answer in answers if not isinstance(answer, StorageError)]
+    assert got
+    assert {answer.job.id for answer in got} == {got[0].job.id}
+    counts = Listing(scene.database).counts(scene.organization)
+    assert (counts[RUNNING], counts[PENDING]) == (1, 3)
+
+
+def test_a_canceled_job_waits_for_its_process_before_it_begins_again(scene: Scene) -> None:
+    claim = scene.running()
+    scene.queue.cancel(scene.organization, claim.job.id)
+    assert scene.queue.renew(scene.organization, claim.run_id).cancel
+    assert scene.submit().status is PENDING
+    assert scene.queue.renew(scene.organization, claim.run_id).cancel  # still: the process is of the old life
+    nobody = scene.queue.claim(scene.organization, scene.worker, new_run_id())
+    assert nobody is None
+    summary = Listing(scene.database).explain(scene.organization, claim.job.id).summary
+    assert claim.run_id in summary
+    after = scene.queue.finish(scene.organization, claim.run_id, COMPLETED)  # it had just ended by itself
+    assert (after.status, after.outputs) == (PENDING, None)
+    assert Listing(scene.database).run(scene.organization, claim.run_id).status is CANCELED
+    again = scene.claim()
+    assert again.job.id == claim.job.id
+    assert not scene.queue.renew(scene.organization, again.run_id).cancel
+    assert scene.queue.finish(scene.organization, again.run_id, COMPLETED).status is COMPLETED
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_canceled_job_stays_canceled_however_its_process_ends(scene: Scene, ending: JobStatus) -> None:
+    claim = scene.running()
+    EventLog(scene.database).append(scene.organization, claim.run_id, [NewEvent("1", {"loss": 1.0})])
+    scene.queue.cancel(scene.organization, claim.job.id)
+    job = scene.queue.finish(scene.organization, claim.run_id, ending, exit_code=0)
+    assert (job.status, job.reason, job.outputs) == (CANCELED, "canceled by a user", {"loss": 1.0})
+    assert scene.queue.finish(scene.organization, claim.run_id, ending, exit_code=0) == job  # its answer was lost
+
+
+def test_a_run_that_was_given_up_writes_nothing(scene: Scene) -> None:
+    claim = scene.running()
+    scene.lose_leases()
+    log, logs = EventLog(scene.database), RunLogs(scene.database)
+    for write in (
+        lambda: scene.queue.renew(scene.organization, claim.run_id),
+        lambda: scene.queue.finish(scene.organization, claim.run_id, COMPLETED),
+        lambda: scene.queue.finish(scene.organization, claim.run_id, PENDING),
+        lambda: log.append(scene.organization, claim.run_id, [NewEvent("1", {"loss": 1.0})]),
+        lambda: logs.append(scene.organization, claim.run_id, 0, b"late"),
+    ):
+        with pytest.raises(FencedError, match=f"{claim.run_id}: the run is failed .*not heard from.*; stop it"):
+            write()
+    assert log.of_run(scene.organization, claim.run_id) == []
+    assert logs.read(scene.organization, claim.run_id).content == b""
+    assert Listing(scene.database).job(scene.organization, claim.job.id).status is PENDING
+
+
+def test_a_heartbeat_that_was_answered_keeps_the_run(postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came between reading a lost run and giving it up: either it waits and is refused, or the run goes on."""
+    scene = Scene(Database(postgresql.new()))
+    claim = scene.running()
+    answers: list[Any] = []
+
+    def heartbeat() -> None:
+        try:
+            answers.append(scene.queue.renew(scene.organization, claim.run_id))
+        except FencedError as error:
+            answers.append(error)
+
+    beat = threading.Thread(target=heartbeat, daemon=True)
+    end = scene.queue._end  # pyright: ignore[reportPrivateUsage] - the one moment between reading and writing
+
+    def after_a_heartbeat(*arguments: Any, **named: Any) -> None:
+        beat.start()
+        deadline = time.monotonic() + WAITING_SECONDS
+        while beat.is_alive() and not waits_for_lock(scene.database) and time.monotonic() < deadline:
+            pass
+        end(*arguments, **named)
+
+    monkeypatch.setattr(scene.queue, "_end", after_a_heartbeat)
+    scene.lose_leases()
+    beat.join(WAITING_SECONDS)
+    status = Listing(scene.database).run(scene.organization, claim.run_id).status
+    scene.database.close()
+    assert (status is RUNNING) == (not isinstance(answers[0], FencedError))
+
+
+def waits_for_lock(database: Database) -> bool:
+    """Whether a transaction of this PostgreSQL waits for another."""
+    waiting = text("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
+    with database.reading() as connection:
+        return bool(connection.execute(waiting).scalar())
+
+
+def test_timeouts(scene: Scene) -> None:
+    """When its time is over a job in progress is canceled; one that waits is left, one without a timeout too."""
+    late = scene.running(1, timeout_at=time.time() - 1)
+    in_time = scene.running(2, timeout_at=time.time() + 1000)
+    scene.submit(3, timeout_at=time.time() - 1)
+    assert scene.queue.expire() == [late.job.id]
+    canceled = Listing(scene.database).job(scene.organization, late.job.id)
+    assert (canceled.status, canceled.reason) == (CANCELED, "its timeout has passed")
+    assert scene.queue.renew(scene.organization, late.run_id).cancel
+    assert not scene.queue.renew(scene.organization, in_time.run_id).cancel
+    assert scene.queue.set_timeout(scene.organization, in_time.job.id, None).timeout is None
+
+
+def test_a_timeout_that_is_lifted_while_late_jobs_are_looked_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = scene.running(1, timeout_at=time.time() - 1)
+    writing = scene.database.writing
+
+    def lifted_before() -> Any:
+        monkeypatch.setattr(scene.database, "writing", writing)
+        scene.queue.set_timeout(scene.organization, claim.job.id, None)
+        return writing()
+
+    monkeypatch.setattr(scene.database, "writing", lifted_before)
+    assert scene.queue.expire() == []
+    assert Listing(scene.database).job(scene.organization, claim.job.id).status is RUNNING
+
+
+def test_leases_after_a_time_in_which_nobody_could_renew(scene: Scene) -> None:
+    claim = scene.running()
+    scene.seconds += 1000
+    scene.queue.extend_leases()
+    assert scene.queue.expire() == []
+    scene.seconds += scene.queue.lease_seconds + 1
+    assert scene.queue.expire() == [claim.job.id]
+
+
+TEXTS = st.sampled_from(["a", "b"])
+REQUIREMENTS = st.builds(
+    Requirement,
+    image=st.none() | TEXTS,
+    allowed_hardware=st.none() | st.lists(st.sampled_from(["cpu", "1x A100", "2x A100"]), max_size=2).map(tuple),
+    requires_vram_gb=st.sampled_from([0, 24, 24.5, 80]),
+    cloud_type=st.sampled_from(CloudType),
+)
+OFFERS = st.builds(
+    Offer,
+    hardware=st.sampled_from(["cpu", "1x A100", "2x A100"]),
+    gpus=st.just(1),
+    vram_gb=st.sampled_from([0.0, 24.0, 80.0]),
+    cloud_type=st.sampled_from([CloudType.SECURE, CloudType.COMMUNITY]),
+    images=st.none() | st.lists(TEXTS, max_size=2, unique=True).map(tuple),
+    cached_models=st.just(()) | st.just(("x",)),
+    ignore_vram=st.booleans(),
+)
+
+
+def may_run(requirement: Requirement, offer: Offer) -> bool:
+    """The four conditions of section 4, said once more."""
+    return (
+        (requirement.image is None or offer.images is None or requirement.image in offer.images)
+        and (requirement.allowed_hardware is None or offer.hardware in requirement.allowed_hardware)
+        and (requirement.requires_vram_gb <= offer.vram_gb or offer.ignore_vram)
+        and (requirement.cloud_type is CloudType.ALL or requirement.cloud_type is offer.cloud_type)
+    )
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wanted=st.lists(REQUIREMENTS, min_size=1, max_size=6), offer=OFFERS)
+def test_a_worker_gets_all_that_fits_it_and_nothing_else(
+    database: Database, wanted: list[Requirement], offer: Offer
+) -> None:
+    organization = new_organization(database)
+    queue, worker = Queue(database), new_worker(database, organization, offer)
+    submitted = {
+        queue.submit(organization, submission(number, requirement=one)).id: one for number, one in enumerate(wanted)
+    }
+    got: list[str] = []
+    while (claim := queue.claim(organization, worker, new_run_id())) is not None:
+        got.append(claim.job.id)
+    assert got == [job for job, one in submitted.items() if may_run(one, offer)]
+    assert all(may_run(one, offer) == (misfits(one, offer) == []) for one in wanted)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), max_skip=st.integers(0, 3))
+def test_no_job_is_passed_over_more_often_than_that(database: Database, data: st.DataObject, max_skip: int) -> None:
+    """Jobs of three models, workers that have one or none of them cached; some jobs fit only some workers."""
+    organization = new_organization(database)
+    queue = Queue(database, max_skip=max_skip)
+    hardware = ("cpu", "1x A100")
+    workers = {
+        (kind, model): new_worker(database, organization, Offer(kind, cached_models=(model,) if model else ()))
+        for kind in hardware
+        for model in (None, "x", "y")
+    }
+    waiting: dict[str, tuple[str | None, tuple[str, ...] | None, list[int]]] = {}
+    number = 0
+    for _ in range(data.draw(st.integers(5, 25))):
+        if data.draw(st.booleans()) or not waiting:
+            allowed = data.draw(st.sampled_from([None, ("cpu",), ("1x A100",)]))
+            model = data.draw(st.sampled_from([None, "x", "y"]))
+            number += 1
+            job = queue.submit(
+                organization, submission(number, model=model, requirement=Requirement(allowed_hardware=allowed))
+            )
+            waiting[job.id] = (model, allowed, [0])
+            continue
+        (kind, cached), worker = data.draw(st.sampled_from(list(workers.items())))
+        claim = queue.claim(organization, worker, new_run_id())
+        fitting = [job for job, (_, allowed, _) in waiting.items() if allowed is None or kind in allowed]
+        assert (claim is not None) == bool(fitting)
+        if claim is None:
+            continue
+        older = fitting[: fitting.index(claim.job.id)]
+        if older:  # out of turn: only for a model it has, and past nobody who has waited that long
+            assert waiting[claim.job.id][0] == cached
+        for job in older:
+            waiting[job][2][0] += 1
+            assert waiting[job][2][0] <= max_skip
+        del waiting[claim.job.id]
+
+
+def test_a_worker_prefers_the_model_it_has_and_otherwise_the_oldest(scene: Scene) -> None:
+    """Jobs x y x y, oldest first; the worker has y: y y, then what is left in order."""
+    worker = new_worker(scene.database, scene.organization, Offer(cached_models=("y",)))
+    ids = [scene.submit(number, model=model).id for number, model in enumerate("xyxy")]
+    got = [scene.claim(worker).job.id for _ in ids]
+    assert got == [ids[1], ids[3], ids[0], ids[2]]
+    restarted = scene.submit(4).id
+    with scene.database.writing() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == ids[0]).values(status="failed", run_id=None))
+    scene.queue.restart(scene.organization, ids[0])
+    assert [scene.claim().job.id for _ in range(2)] == [restarted, ids[0]]  # a restarted one goes to the end
+    assert scene.lose_leases() != []
+    assert scene.claim().job.id == ids[1]  # one whose worker was lost keeps its place
+
+
+def test_a_transaction_that_only_reads_sees_one_state(database: Database) -> None:
+    """As its docstring says; with two statements a log would be read with a hole in it."""
+    scene = Scene(database)
+    with database.reading() as connection:
+        before = connection.execute(select(jobs.c.id)).all()
+        in_threads([scene.submit])
+        assert connection.execute(select(jobs.c.id)).all() == before == []
+
+
+@pytest.mark.parametrize("text_value", ["a\0b", "a\ud800b"])
+def test_names_that_no_database_can_hold_are_not_found(database: Database, text_value: str) -> None:
+    """An id from an address on the web may hold anything; that is an error of whoever asks, no fault of the storage."""
+    organization = new_organization(database)
+    for look in (
+        lambda: Listing(database).job(organization, text_value),
+        lambda: Listing(database).run(organization, text_value),
+        lambda: Queue(database).cancel(organization, text_value),
+        lambda: Queue(database).claim(organization, text_value, new_run_id()),
+    ):
+        with pytest.raises(JobError):
+            look()
+    assert Queue(database).expire() == []
+
+
+def test_columns_of_a_run_that_ended(scene: Scene) -> None:
+    claim = scene.running()
+    scene.queue.finish(scene.organization, claim.run_id, FAILED, exit_code=7, reason="out of memory")
+    run = Listing(scene.database).run(scene.organization, claim.run_id)
+    assert (run.status, run.exit_code, run.reason) == (FAILED, 7, "out of memory")
+    job = Listing(scene.database).job(scene.organization, claim.job.id)
+    assert (job.status, job.reason, job.worker_id) == (FAILED, "out of memory", scene.worker)
+    assert job.run_id == claim.run_id  # "who has it now, or had it last"
+    with scene.database.reading() as connection:
+        assert connection.execute(select(runs.c.lease_until)).scalar() is None
