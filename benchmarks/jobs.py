@@ -194,7 +194,7 @@ def served(*options: str) -> Generator[tuple[str, Path], None, None]:
     """A real server in a process of its own: its address and its home."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder, "home")
-        command = [sys.executable, "-m", "tutelage.cli", "serve", "--home", str(home), "--port", "0", *options]
+        command = [sys.executable, "-m", "tutelage", "serve", "--home", str(home), "--port", "0", *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
         try:
             assert process.stdout is not None

@@ -216,7 +216,7 @@ def served(
 
     change: is given the application before it starts.
     """
-    from tutelage.server.serve import _config, _Server
+    from tutelage.server.serve import _config, _listening, _Server
     from tutelage.server.services import open_services
     from tutelage.server.settings import ServerSettings
 
@@ -236,10 +236,12 @@ def served(
         if change is not None:
             change(config.app)
         server = _Server(config)
-        listening = socket.create_server(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        with _recorded(log), contextlib.closing(Served(services, url, log)) as running:
+        with (
+            _recorded(log),
+            _listening(wanted) as listening,
+            contextlib.closing(Served(services, f"http://127.0.0.1:{listening.getsockname()[1]}", log)) as running,
+        ):
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
             thread.start()
             try:
                 until(lambda: server.started, "the server's start")
@@ -250,7 +252,6 @@ def served(
                 server.should_exit = True
                 thread.join(PATIENCE)
                 assert not thread.is_alive()
-                listening.close()
     finally:
         services.close()
 

@@ -54,6 +54,17 @@ def test_a_waiting_claim_gets_a_job_at_once(own_server: Served, pool: ThreadPool
     assert max(delays) < SOON_SECONDS * BUSY
 
 
+def test_a_small_answer_is_not_held_back(open_server: Served) -> None:
+    """Nagle's algorithm and delayed acknowledgements together would add 40 ms to every answer."""
+    api = open_server.api()
+    seconds: list[float] = []
+    for _ in range(21):
+        began = time.monotonic()
+        api.ok("GET", "/api/me")
+        seconds.append(time.monotonic() - began)
+    assert statistics.median(seconds) < 0.03
+
+
 def test_restarting_and_giving_back_wake_claims_too(own_server: Served, pool: ThreadPoolExecutor) -> None:
     api = own_server.api()
     worker, other = api.worker("first"), api.worker("second")
@@ -63,7 +74,7 @@ def test_restarting_and_giving_back_wake_claims_too(own_server: Served, pool: Th
     began = time.monotonic()
     api.finish(running.run_id, "pending", reason="the worker is stopping")
     answer, when = claim.result(PATIENCE)
-    assert answer.json()["attempt"] == 2
+    assert answer.json()["attempt"] == 1  # given back as it was: stopping a worker uses up no attempt
     assert when - began < SOON_SECONDS * BUSY
     api.finish(answer.json()["run_id"], "failed")
     claim = pool.submit(timed, lambda: api.claim(other, wait=20))
@@ -123,7 +134,7 @@ def test_a_worker_that_went_away_while_waiting_gets_nothing(own_server: Served) 
     connection.shutdown(socket.SHUT_RDWR)
     connection.close()
     # The end of the connection is seen before anything is looked for again.
-    until(lambda: not waiting(own_server, "pending"), "the claim's end")
+    until(lambda: not waiting(own_server, "pending"), "the claim's end", patience=3)
     job = api.submit()
     answer = api.claim(there, wait=10)
     assert answer.status_code == 200
@@ -307,7 +318,7 @@ def test_events_as_they_come_and_on_with_last_event_id(own_server: Served) -> No
         assert [json.loads(data)["id"] for _, _, data in (first, second, third)] == [
             int(identity) for _, identity, _ in (first, second, third)
         ]
-    api.report(running.run_id, *({"step": step} for step in range(4, 1200)))
+    api.report(running.run_id, *({"step": step} for step in range(4, 900)))
     api.finish(running.run_id)
     for options in (
         {"headers": {"Last-Event-ID": second[1]}},
@@ -317,7 +328,7 @@ def test_events_as_they_come_and_on_with_last_event_id(own_server: Served) -> No
         params = {"run_id": running.run_id} | options.get("params", {})
         with follow(api, "/api/events/stream", params=params, headers=options.get("headers", {})) as answer:
             *found, end = list(sent_events(answer))
-        assert [json.loads(data)["data"]["step"] for _, _, data in found] == list(range(3, 1200))
+        assert [json.loads(data)["data"]["step"] for _, _, data in found] == list(range(3, 900))
         assert end[0] == "end"
 
 

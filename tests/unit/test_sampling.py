@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel
 from torch import nn
+from transformers import GenerationConfig
 
 from tests.known_model import known_model, set_next_probabilities
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -47,6 +49,18 @@ def assert_drawn_from(counts: Counter[int], probabilities: Mapping[int, float]) 
 
 def test_temperature_one_draws_from_the_model_itself() -> None:
     assert_drawn_from(drawn(known_model(TOKENIZER, KNOWN)), KNOWN[A])
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("adapted", [False, True])
+def test_what_a_model_comes_with_changes_no_distribution(adapted: bool) -> None:
+    """A repetition penalty of 1.5 would take A, which is in the prompt, far below its share; it is there again after."""
+    plain: Any = known_model(TOKENIZER, KNOWN)
+    model: Any = PeftModel(plain, LoraConfig(target_modules=["q_proj"])) if adapted else plain
+    settings = GenerationConfig(repetition_penalty=1.5, top_k=2, min_new_tokens=1)
+    model.generation_config = settings
+    assert_drawn_from(drawn(model), KNOWN[A])
+    assert model.generation_config is settings
 
 
 def test_temperature_half_squares_the_probabilities() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import httpx2 as httpx
+import httpx
 
 from tutelage.errors import DataError, FencedError, JobError, NotFoundError, TutelageError
 

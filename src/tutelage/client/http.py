@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
-import httpx2 as httpx
+import httpx
 
 from tutelage import __version__
 from tutelage.client.errors import ConnectionFailed, ServerError, no_answer, refusal

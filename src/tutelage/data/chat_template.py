@@ -96,7 +96,7 @@ class ChatTemplate:
 
     def encode_prompt(self, messages: Sequence[Message], place: str = "prompt") -> list[int]:
         """The ids of the messages with the generation prompt at the end: what generation starts from."""
-        return self._ids(self._render(messages, place, generation_prompt=True))
+        return self.text_ids(self._render(messages, place, generation_prompt=True))
 
     def encode_response(self, messages: Sequence[Message], place: str = "conversation") -> list[int]:
         """The ids of the last message, an assistant's, up to and including its end-of-turn token.
@@ -132,7 +132,7 @@ class ChatTemplate:
                 "or set another chat_template"
             ) from error
 
-    def _ids(self, text: str, continues: bool = False) -> list[int]:
+    def text_ids(self, text: str, continues: bool = False) -> list[int]:
         """Ids of a piece of text; `continues`: other text stands before it."""
         anchor = self._anchor_ids if continues and text else []
         ids = self._plain_ids("\n" + text) if anchor else self._plain_ids(text)
@@ -165,12 +165,12 @@ class ChatTemplate:
                 else:
                     located.append(span)
         first = located[0].start if located else len(text)
-        ids = self._ids(text[:first])
+        ids = self.text_ids(text[:first])
         turns: list[int | None] = [None] * len(ids)
         for number, span in enumerate(located):
             until = located[number + 1].start if number + 1 < len(located) else len(text)
-            answer = self._ids(text[span.start : span.end], continues=span.start > 0)
-            rest = self._ids(text[span.end : until], continues=True)
+            answer = self.text_ids(text[span.start : span.end], continues=span.start > 0)
+            rest = self.text_ids(text[span.end : until], continues=True)
             closing = self._closing_length(rest)
             if closing == 0 and span.message == len(messages) - 1:
                 rest, closing = [self._eos_id(place)], 1

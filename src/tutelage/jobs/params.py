@@ -50,7 +50,7 @@ class InferenceParams(ModelParams):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     stop: list[str] = []
     prefill: str = ""
-    """Every answer begins with this."""
+    """Every answer begins with this; `completion` in the results holds what follows."""
     min_tokens: Annotated[int, Field(ge=0)] = 1
     max_model_len: Positive = 8196
     """Longest prompt and answer together; longer prompts are an error."""

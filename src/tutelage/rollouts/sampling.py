@@ -5,8 +5,9 @@ neither on the rows it is batched with, nor on their order, nor on the number of
 run was interrupted; and the global random state is never touched.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -145,15 +146,32 @@ def _generate_batch(
         eos_token_id=sorted(stop_ids),
         use_cache=True,
     )
-    output_BT = model.generate(
-        input_ids=ids_BT,
-        attention_mask=attention_BT,
-        past_key_values=cache if shared else None,
-        generation_config=config,
-        logits_processor=processors,
-        stopping_criteria=StoppingCriteriaList([_StopWhen(stop_when, width)] if stop_when else []),
-    )
+    with _without_own_settings(model):
+        output_BT = model.generate(
+            input_ids=ids_BT,
+            attention_mask=attention_BT,
+            past_key_values=cache if shared else None,
+            generation_config=config,
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([_StopWhen(stop_when, width)] if stop_when else []),
+        )
     return [_up_to_stop(row, stop_ids) for row in output_BT[:, width:].tolist()]
+
+
+@contextlib.contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """A model may come with a repetition penalty or a minimum length, which `generate` takes where it is told nothing
+    else; answers would then be none of the model's own distribution."""
+    # PEFT hands its own settings on to the model inside when it generates.
+    holders = [holder for holder in (model, unwrapped(model)) if hasattr(holder, "generation_config")]
+    kept = [holder.generation_config for holder in holders]
+    for holder in holders:
+        holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for holder, settings in zip(holders, kept, strict=True):
+            holder.generation_config = settings
 
 
 def _shared_tokens(prompts: Sequence[list[int]]) -> int:

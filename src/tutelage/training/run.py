@@ -150,10 +150,10 @@ def _run_trainer(
                 _load_last(trainer, checkpoint)
             else:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        reason = "interrupted" if stop.stopped else "finished"
         if not stop.stopped:
             export_model(config, trainer, loaded, run_path)
             trainer.accelerator.wait_for_everyone()  # the model is there on return, in every process
+        reason = "interrupted" if stop.stopped else "finished"
     finally:
         progress.close()
         if trainer.is_world_process_zero():

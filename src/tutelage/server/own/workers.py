@@ -58,12 +58,14 @@ def stop(worker_id: WorkerId, body: Reason, parts: Parts, who: WorkerPrincipal) 
 
 
 @router.post("/claims", response_model=Claimed, responses={204: {"description": "No pending job fits."}})
-async def claim(body: NewClaim, parts: Parts, who: WorkerPrincipal) -> Claimed | Response:
+async def claim(body: NewClaim, request: Request, parts: Parts, who: WorkerPrincipal) -> Claimed | Response:
     """The next job for a worker, waiting for one if asked to."""
     until = time.monotonic() + body.wait
     with parts.notices.listening("pending") as told:
         while True:
             told.forget()
+            if await request.is_disconnected():  # it would be a job for nobody
+                return Response(status_code=204)
             found = await run_in_threadpool(parts.queue.claim, who.organization, body.worker_id, body.run_id)
             left = until - time.monotonic()
             if found is not None:

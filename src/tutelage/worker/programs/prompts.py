@@ -108,4 +108,4 @@ def prompt_and_prefill(row: Mapping[str, Any], prefill: str) -> tuple[Sequence[M
 
 def text_ids(template: ChatTemplate, text: str) -> list[int]:
     """Ids of a text that continues a rendered prompt."""
-    return template._ids(text, continues=True) if text else []
+    return template.text_ids(text, continues=True) if text else []
