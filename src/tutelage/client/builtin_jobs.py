@@ -7,7 +7,7 @@ deploying a model (`deployments.py`).
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tutelage.client.guessing import guessed_vram_gb
 from tutelage.client.job import Job
@@ -26,7 +26,7 @@ TRAINED = re.compile(r"^(?:ftjob|sftjob)-[0-9a-f]{12}[^:]*")
 class BuiltInJobs(Jobs):
     """Base of the built-in kinds. extra_gb: what a guess adds to the weights."""
 
-    kind = ""
+    kind: ClassVar[str] = ""
     extra_gb = 15.0
 
     @property

@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
@@ -17,6 +16,7 @@ import httpx
 
 from tutelage import __version__
 from tutelage.client.errors import ConnectionFailed, ServerError, no_answer, refusal
+from tutelage.client.sent_events import SentEvent, sent_events
 from tutelage.errors import ConfigError, JobError, TutelageError
 from tutelage.jobs.plain_json import cleaned
 
@@ -33,7 +33,6 @@ LONGEST_PAUSE_SECONDS = 10.0
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 UPLOAD_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 """After the last byte of a large file the server still reads its rows."""
-LARGEST_SENT_EVENT = 64 * 1024 * 1024
 
 Result = TypeVar("Result")
 
@@ -46,15 +45,6 @@ class _Again(Exception):
         self.failure = failure
         self.after = after
         self.arrived = arrived
-
-
-@dataclass(frozen=True)
-class SentEvent:
-    """One server-sent event. id: where to go on behind it."""
-
-    name: str
-    id: str
-    data: str
 
 
 def path_of(*parts: str) -> str:
@@ -200,8 +190,7 @@ class Transport:
         def events() -> Generator[SentEvent, None, None]:
             with self._open(path, params, headers={"Accept": "text/event-stream"}) as response:
                 yield SentEvent("open", "", "")
-                for event in httpx.EventSource(response, max_event_size=LARGEST_SENT_EVENT):
-                    yield SentEvent(event.event, event.id or "", event.data)
+                yield from sent_events(response.iter_bytes())
 
         stream = events()
         next(stream)
@@ -238,7 +227,7 @@ class Transport:
         except httpx.TransportError as error:
             unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             raise _Again(no_answer(error, self.address), arrived=not unsent) from error
-        except (httpx.DecodingError, httpx.SSEError) as error:
+        except httpx.DecodingError as error:
             raise ServerError(f"{self.address}: an answer cannot be read ({error}); update tutelage") from error
 
     def _refuse(self, response: httpx.Response) -> None:

@@ -6,7 +6,7 @@ Not here: one job (`job.py`), the built-in kinds (`builtin_jobs.py`), what runs 
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,6 +39,8 @@ class Jobs:
     params: type[BaseModel] = BaseModel
     base_image: str | None = None
     requires_vram_gb: float | None = 24
+    kind: ClassVar[str | None] = None
+    """Of the built-in kinds."""
 
     def __init__(self, client: "OpenWeights") -> None:
         self._ow = client
@@ -100,11 +102,11 @@ class Jobs:
     def get_or_create_or_reset(self, data: Mapping[str, Any]) -> Job:
         """Submit what OpenWeights' dict says: type, script, docker_image, requires_vram_gb, allowed_hardware,
         params={"validated_params", "mounted_files"}. An id in it is left aside but for its prefix."""
-        return self.submit(request_of(data, self._prefix, self.base_image))
+        return self.submit(request_of(data, self.kind, self._prefix, self.base_image))
 
     def compute_id(self, data: Mapping[str, Any], docker_image: str | None = None) -> str:
         """The id that the server gives the job of such a dict. Raises ConfigError and JobError."""
-        submission = checked(request_of(data, self._prefix, docker_image or self.base_image))
+        submission = checked(request_of(data, self.kind, self._prefix, docker_image or self.base_image))
         return submission.id(self._ow.organization_id)
 
     def list(

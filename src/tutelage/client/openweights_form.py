@@ -26,17 +26,17 @@ def params_of(job: Job) -> dict[str, Any]:
     }
 
 
-def request_of(data: Mapping[str, Any], prefix: str | None, image: str | None = None) -> JobRequest:
+def request_of(data: Mapping[str, Any], kind: str | None, prefix: str | None, image: str | None) -> JobRequest:
     """The request that a dict stands for.
 
     data: type, script, params (validated_params, mounted_files, cloud_type) and scheduling fields, or the params alone.
-    prefix, image: where it has none. Raises JobError for a type that is none.
+    kind: None goes by the type. prefix, image: where the dict has none. Raises JobError for a type that is none.
     """
-    given: Mapping[str, Any] = data if "params" in data or "type" in data else dict[str, Any](params=data)
-    params: Mapping[str, Any] = given.get("params") or {}
-    kind = _kind_of(str(given.get("type") or "custom"), params)
+    given = dict(data)
+    params: dict[str, Any] = dict(given["params"] if "params" in given else given)
+    kind = kind or _kind_of(str(given.get("type") or "custom"))
     validated = params.get("validated_params") or params.get("params")
-    own = ("mounted_files", "cloud_type", "validated_params", "params")
+    own = ("mounted_files", "cloud_type", "validated_params", "params", "type")
     if validated is None:
         validated = {name: value for name, value in params.items() if name not in own}
     timeout = given.get("timeout")
@@ -54,7 +54,7 @@ def request_of(data: Mapping[str, Any], prefix: str | None, image: str | None = 
     )
 
 
-def _kind_of(kind: str, params: Mapping[str, Any]) -> str:
+def _kind_of(kind: str) -> str:
     name = kind.replace("-", "_")
     if name in ("script", "custom"):
         return "custom"
