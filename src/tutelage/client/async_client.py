@@ -170,7 +170,7 @@ class AsyncSecrets(_Calls):
     delete = _awaited(Secrets.delete)
 
 
-class AsyncClient:
+class AsyncClient(_Calls):
     """`Client` with awaitable calls: the same attributes, the same options, the same errors. Made without network.
 
     `await client.run()` and `await client.me()` are calls here, since they ask the server.
@@ -187,6 +187,7 @@ class AsyncClient:
         sync = OpenWeights(
             auth_token=auth_token, organization_id=organization_id, deploy_kwargs=deploy_kwargs, base_url=base_url
         )
+        super().__init__(self, sync)
         self.sync = sync
         self.threads = Threads()
         self.files = AsyncFiles(self, sync.files)
@@ -224,9 +225,7 @@ class AsyncClient:
         """See `OpenWeights.run`."""
         return AsyncRun(self, await self.threads.run(lambda: self.sync.run))
 
-    async def exec(self, *args: Any, **options: Any) -> AsyncJob:
-        """See `OpenWeights.exec`."""
-        return AsyncJob(self, await self.threads.run(self.sync.exec, *args, **options))
+    exec = _giving_job(OpenWeights.exec)
 
     async def close(self) -> None:
         """Close the connections, once the calls under way are done."""

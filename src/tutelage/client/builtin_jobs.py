@@ -4,29 +4,26 @@ What may be wrong with options is found out here, before a file is uploaded; the
 deploying a model (`deployments.py`).
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tutelage.client.guessing import guessed_vram_gb
 from tutelage.client.job import Job
 from tutelage.client.jobs import Jobs
 from tutelage.client.local_files import TRAINING, reward_mounts, unchecked_id, with_file_ids
 from tutelage.client.mounting import MOUNTED_AS
+from tutelage.client.openweights_form import TRAINED, without_result
 from tutelage.errors import ConfigError
 from tutelage.jobs.kinds import KINDS, JobRequest, checked
 
 Vram = float | Literal["guess"]
 GUESS: Literal["guess"] = "guess"
-TRAINED = re.compile(r"^(?:ftjob|sftjob)-[0-9a-f]{12}[^:]*")
-"""A model that is the result of a job, without the checkpoint behind it."""
 
 
 class BuiltInJobs(Jobs):
     """Base of the built-in kinds. extra_gb: what a guess adds to the weights."""
 
-    kind: ClassVar[str] = ""
     extra_gb = 15.0
 
     @property
@@ -44,7 +41,7 @@ class BuiltInJobs(Jobs):
         """Check the options, upload the files of this machine in them, submit. Raises ConfigError and JobError."""
         kind, mounts = KINDS[self.kind], {}
         if self.kind in TRAINING:
-            options, mounts = reward_mounts(options)
+            options, mounts = reward_mounts(without_result(options))
         request = JobRequest(
             kind=self.kind,
             params=with_file_ids(self.kind, kind.files, options, unchecked_id),
@@ -52,7 +49,8 @@ class BuiltInJobs(Jobs):
             allowed_hardware=allowed_hardware,
             cloud_type=cloud_type,
         )
-        submission = checked(request)
+        vram = self._vram(requires_vram_gb, allowed_hardware, checked(request).params)
+        checked(replace(request, requires_vram_gb=vram))
         files = self._ow.files
         return self.submit(
             replace(
@@ -61,7 +59,7 @@ class BuiltInJobs(Jobs):
                     self.kind, kind.files, options, lambda path, purpose: files.upload(path, purpose).id
                 ),
                 mounted_files={target: files.upload(path, MOUNTED_AS).id for target, path in mounts.items()},
-                requires_vram_gb=self._vram(requires_vram_gb, allowed_hardware, submission.params),
+                requires_vram_gb=vram,
             )
         )
 

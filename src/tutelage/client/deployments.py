@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
-from tutelage.client.builtin_jobs import GUESS, TRAINED, BuiltInJobs, Vram
+from tutelage.client.builtin_jobs import GUESS, BuiltInJobs, Vram
 from tutelage.client.errors import ServerError
 from tutelage.client.job import Job
+from tutelage.client.openweights_form import TRAINED
 from tutelage.errors import JobError, NotFoundError, TutelageError
 
 if TYPE_CHECKING:

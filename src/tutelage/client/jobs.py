@@ -6,7 +6,7 @@ Not here: one job (`job.py`), the built-in kinds (`builtin_jobs.py`), what runs 
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tutelage.client.openweights import OpenWeights
 
 MAX_PAGE = 1000
+UNKNOWN_SCRIPT = ":"
 OWN_OPTIONS = ("allowed_hardware", "docker_image", "cloud_type", "requires_vram_gb")
 """What `Jobs.create` takes beside the params of the job."""
 
@@ -39,8 +40,8 @@ class Jobs:
     params: type[BaseModel] = BaseModel
     base_image: str | None = None
     requires_vram_gb: float | None = 24
-    kind: ClassVar[str | None] = None
-    """Of the built-in kinds."""
+    kind = ""
+    """Of a built-in kind, its name."""
 
     def __init__(self, client: "OpenWeights") -> None:
         self._ow = client
@@ -105,9 +106,14 @@ class Jobs:
         return self.submit(request_of(data, self.kind, self._prefix, self.base_image))
 
     def compute_id(self, data: Mapping[str, Any], docker_image: str | None = None) -> str:
-        """The id that the server gives the job of such a dict. Raises ConfigError and JobError."""
-        submission = checked(request_of(data, self.kind, self._prefix, docker_image or self.base_image))
-        return submission.id(self._ow.organization_id)
+        """The id that the server gives the job of such a dict. Raises ConfigError and JobError.
+
+        Without its script a custom job cannot be known; then it is some id that other params and files do not have.
+        """
+        request = request_of(data, self.kind, self._prefix, docker_image or self.base_image)
+        if request.kind == "custom" and not request.entrypoint:
+            request = replace(request, entrypoint=UNKNOWN_SCRIPT)
+        return checked(request).id(self._ow.organization_id)
 
     def list(
         self,
@@ -162,6 +168,11 @@ class Jobs:
         """Why a job waits: for each worker, the conditions that fail."""
         answer = self._ow.http.request("GET", path_of("api", "jobs", job_id, "explain"))
         return decoded(Explanation, answer)
+
+    @property
+    def _org_id(self) -> str:
+        """What subclasses written for OpenWeights ask for."""
+        return self._ow.organization_id
 
     @property
     def _prefix(self) -> str | None:

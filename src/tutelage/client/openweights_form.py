@@ -1,5 +1,6 @@
 """Jobs in the form OpenWeights 0.14 has them: names of types, and the dict that `get_or_create_or_reset` takes."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -10,6 +11,9 @@ from tutelage.jobs.records import Job
 
 TYPES = {"fine_tuning": "fine-tuning", "weighted_sft": "fine-tuning", "api": "api"}
 SCRIPT_PREFIX = "sjob"
+RESULT = "finetuned_model_id"
+TRAINED = re.compile(r"^(?:ftjob|sftjob)-[0-9a-f]{12}[^:]*")
+"""A model that is the result of a job, without the checkpoint behind it."""
 
 
 def type_of(job: Job) -> str:
@@ -18,22 +22,34 @@ def type_of(job: Job) -> str:
 
 
 def params_of(job: Job) -> dict[str, Any]:
-    """What OpenWeights keeps in `job.params`."""
+    """What OpenWeights keeps in `job.params`.
+
+    Its scripts go on with `validated_params["finetuned_model_id"]`, which was a name on the Hub; unless the model goes
+    there, the job's own id stands in the place of the default, since that is what other jobs take as a model.
+    """
+    validated = dict(job.params)
+    if "{job_id}" in str(validated.get(RESULT)) and not validated.get("push_to_hub"):
+        validated[RESULT] = job.id
     return {
-        "validated_params": job.params,
+        "validated_params": validated,
         "mounted_files": job.mounted_files,
         "cloud_type": job.cloud_type.value,
     }
 
 
-def request_of(data: Mapping[str, Any], kind: str | None, prefix: str | None, image: str | None) -> JobRequest:
+def without_result(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a job as they were given, where they come from `params_of`."""
+    return {name: value for name, value in options.items() if name != RESULT or not TRAINED.match(str(value))}
+
+
+def request_of(data: Mapping[str, Any], kind: str, prefix: str | None, image: str | None) -> JobRequest:
     """The request that a dict stands for.
 
     data: type, script, params (validated_params, mounted_files, cloud_type) and scheduling fields, or the params alone.
-    kind: None goes by the type. prefix, image: where the dict has none. Raises JobError for a type that is none.
+    kind: empty goes by the type. prefix, image: where the dict has none. Raises JobError for a type that is none.
     """
     given = dict(data)
-    params: dict[str, Any] = dict(given["params"] if "params" in given else given)
+    params: dict[str, Any] = dict(given.get("params", given))
     kind = kind or _kind_of(str(given.get("type") or "custom"))
     validated = params.get("validated_params") or params.get("params")
     own = ("mounted_files", "cloud_type", "validated_params", "params", "type")
@@ -42,9 +58,9 @@ def request_of(data: Mapping[str, Any], kind: str | None, prefix: str | None, im
     timeout = given.get("timeout")
     return JobRequest(
         kind=kind,
-        params=dict(validated),
+        params=without_result(validated),
         prefix=_prefix_of(given, prefix) if kind == "custom" else None,
-        mounted_files=dict(params.get("mounted_files") or {}) if kind == "custom" else None,
+        mounted_files=dict(params.get("mounted_files") or {}),
         image=given.get("docker_image") or image,
         entrypoint=given.get("script") if kind == "custom" else None,
         requires_vram_gb=given.get("requires_vram_gb"),

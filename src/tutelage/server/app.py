@@ -13,6 +13,7 @@ from tutelage.errors import TutelageError
 from tutelage.server.limits import Limits
 from tutelage.server.openai import chat, files, fine_tuning, models
 from tutelage.server.own import administration, jobs, reports, runs, workers
+from tutelage.server.page import mount_page
 from tutelage.server.problems import add_handlers
 from tutelage.server.services import Services
 
@@ -42,6 +43,7 @@ def create_app(services: Services) -> FastAPI:
     for module in (jobs, runs, reports, workers, administration, files, fine_tuning, models, chat):
         app.include_router(module.router)
     add_handlers(app)
+    mount_page(app)
     app.add_middleware(Limits, max_file_bytes=services.settings.max_file_bytes)
     return app
 

@@ -75,14 +75,16 @@ class Guard:
         guard = os.getpid()
         libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
-        def end_with_guard() -> None:
+        def begin() -> None:
+            # Said by the process itself: if the guard is killed now, the worker knows whom to kill.
+            self._report(f"started {os.getpid()}")
             if libc is not None:
                 libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 if os.getppid() != guard:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         try:
-            process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_guard)
+            process = subprocess.Popen(command, start_new_session=True, preexec_fn=begin)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self._report(f"refused {getattr(error, 'strerror', None) or error}")
             return False
@@ -92,7 +94,6 @@ class Guard:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
-        self._report(f"started {process.pid}")
         return True
 
     def _reap(self) -> bool:

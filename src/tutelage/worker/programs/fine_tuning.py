@@ -25,6 +25,7 @@ STEP_GRACE = 8.0
 """Seconds that a signal leaves the present step and its checkpoint; then training stops at once."""
 SHORT_PATIENCE = 3.0
 """How long a job that is being stopped waits for the server."""
+RECORDS = ("samples.jsonl", "events.jsonl", "run.json", "log.txt")
 MODULE = "tutelage.worker.programs.fine_tuning"
 
 
@@ -72,7 +73,9 @@ def _hand_over(
     try:
         follower.finish(patience)
     finally:
-        put_file(run / "samples.jsonl", job.uploads)
+        # With these and the model, what is downloaded is a run folder like one that was trained where it is looked at.
+    for name in RECORDS:
+        put_file(run / name, job.uploads)
     for step in steps:
         data = {"tag": "checkpoint", "step": step, "checkpoint": f"{job.job_id}:step-{step}"}
         outbox.add(f"checkpoint-{step}", data)

@@ -1,0 +1,144 @@
+"""One run: what it prints and reports as it comes, beside other runs; samples, checkpoints, files.
+
+Not here: the streams that the page listens to (`/api/logs`, `/api/events/stream`).
+"""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from tutelage.jobs.access import Principal
+from tutelage.jobs.records import Run
+from tutelage.server.authentication import Json, Parts, Reader
+from tutelage.server.page.formats import shown_log
+from tutelage.server.page.jobs import objective
+from tutelage.server.page.records import PageRecords, ReportedFile
+from tutelage.server.page.rendering import HEADERS, render
+from tutelage.server.page.samples import read_samples
+from tutelage.server.page.telling_apart import names_of
+from tutelage.server.services import Services
+
+router = APIRouter(include_in_schema=False)
+
+POINTS = 400
+"""About as many events of each tag as a plot has pixels."""
+MAX_OVERLAYS = 8
+MAX_CHOICES = 60
+LOG_TAIL_BYTES = 48 * 1024
+"""What the page itself holds of a log."""
+MAX_WARNINGS = 20
+RunId = Annotated[str, Path(max_length=200)]
+Overlays = Annotated[list[str], Query(alias="with", max_length=50)]
+
+
+@router.get("/runs/{run_id}")
+def show_run(
+    request: Request,
+    run_id: RunId,
+    parts: Parts,
+    who: Reader,
+    overlays: Overlays = [],  # noqa: B006 - FastAPI copies it
+    samples: Annotated[str, Query(max_length=200)] = "",
+) -> Response:
+    """What a run prints, reports and leaves."""
+    run = parts.listing.run(who.organization, run_id)
+    job = parts.listing.job(who.organization, run.job_id)
+    records = PageRecords(parts.database)
+    files = records.files_of(who.organization, [run_id])
+    beside = [other for other in dict.fromkeys(overlays) if other != run_id][:MAX_OVERLAYS]
+    drawn = records.runs(who.organization, ids=[run_id, *beside])
+    choices = [one for one in records.runs(who.organization, kind=job.kind, limit=MAX_CHOICES) if one not in drawn]
+    return render(
+        request,
+        who,
+        "run.html",
+        run=run,
+        job=job,
+        worker=records.worker_names(who.organization, [run.worker_id]).get(run.worker_id or ""),
+        objective=objective(job.params),
+        drawn=drawn,
+        names=names_of([*drawn, *choices]) if len(drawn) == 1 else names_of(drawn) | names_of(choices),
+        choices=choices,
+        room=MAX_OVERLAYS - len(beside),
+        latest=sorted(run.latest.items()),
+        log=_log_tail(parts, who, run),
+        checkpoints=_checkpoints(records, run, files),
+        warnings=records.tagged(run_id, "warning", limit=MAX_WARNINGS),
+        files=sorted((file for file in files if file.purpose != "samples"), key=lambda file: file.path),
+        samples=_samples(parts, records, who, run, files, samples),
+    )
+
+
+@router.get("/runs/{run_id}/plots")
+def plots(run_id: RunId, parts: Parts, who: Reader) -> Response:
+    """Every number a run reported, thinned to what a plot can show; and where its stream of events goes on."""
+    run = parts.listing.run(who.organization, run_id)
+    after = 0 if run.status.is_final else PageRecords(parts.database).newest_event(run_id)
+    found = parts.events.series(who.organization, run_id, points=POINTS)
+    series = [
+        {"tag": one.tag, "field": one.field, "steps": one.steps, "values": [_rounded(value) for value in one.values]}
+        for one in found
+    ]
+    return JSONResponse({"after": after, "live": not run.status.is_final, "series": series}, headers=dict(HEADERS))
+
+
+@router.get("/runs/{run_id}/log.txt")
+def whole_log(run_id: RunId, parts: Parts, who: Reader) -> StreamingResponse:
+    """All of a log that is kept, as it was printed."""
+    parts.listing.run(who.organization, run_id)
+    headers = {"Content-Disposition": "inline", "Cache-Control": "no-store"}
+    return StreamingResponse(
+        _log_parts(parts, who.organization, run_id), media_type="text/plain; charset=utf-8", headers=headers
+    )
+
+
+def _log_parts(parts: Services, organization: str, run_id: str) -> Iterator[bytes]:
+    start = 0
+    while True:
+        found = parts.logs.read(organization, run_id, start)
+        if not found.content:
+            return
+        yield found.content
+        start = found.end
+
+
+def _rounded(value: float) -> float:
+    """Six digits: more than a pixel shows, and half the bytes."""
+    return float(f"{value:.6g}")
+
+
+def _log_tail(parts: Services, who: Principal, run: Run) -> Json:
+    """The end of a log as text, from the beginning of a line on; where it begins and what is in front of it."""
+    found = parts.logs.read(who.organization, run.id, -LOG_TAIL_BYTES)
+    content, start = found.content, found.start
+    if start > 0:
+        # The first line, and perhaps its first character, is cut.
+        cut = content.find(b"\n") + 1
+        content, start = content[cut:], start + cut
+    return {"text": shown_log(content.decode("utf-8", errors="replace")), "start": start}
+
+
+def _checkpoints(records: PageRecords, run: Run, files: list[ReportedFile]) -> list[Json]:
+    """By step: what other jobs call a checkpoint as a model, and how many files it has; the newest first."""
+    found: dict[int, Json] = {}
+    for data in records.tagged(run.id, "checkpoint"):
+        step = data.get("step")
+        if isinstance(step, int):
+            one = found.setdefault(step, {"step": step, "model": None, "files": 0})
+            one["model"] = one["model"] or data.get("checkpoint")
+    for step, one in found.items():
+        one["files"] = sum(file.path.startswith(f"checkpoint-{step}/") for file in files)
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def _samples(
+    parts: Services, records: PageRecords, who: Principal, run: Run, files: list[ReportedFile], wanted: str
+) -> Json:
+    """Files of samples, and the answers in the newest or the wanted one."""
+    sampled = records.samples_of(who.organization, run.id)
+    sampled += [file for file in files if file.path == "samples.jsonl"]
+    chosen = next((file for file in sampled if file.file_id == wanted), sampled[0] if sampled else None)
+    rows = read_samples(parts, who.organization, chosen.file_id) if chosen is not None else []
+    return {"files": sampled, "chosen": chosen, "rows": rows}

@@ -1,0 +1,48 @@
+"""What tells runs apart on a page: short names, from the params in which they differ. Not here: looking runs up."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tutelage.server.page.formats import number
+from tutelage.server.page.records import RunChoice
+
+MAX_DIFFERENCES = 3
+LESS_TELLING = ("training_file", "test_file", "job_id_suffix", "meta", "output_dir")
+"""Named only where nothing else differs."""
+MAX_VALUE = 40
+
+
+def names_of(runs: Sequence[RunChoice]) -> dict[str, str]:
+    """By the id of each run, its objective or kind and what it has that others have not, such as `sdft lr=0.0002`."""
+    differing = _differing([run.params for run in runs])
+    names: dict[str, str] = {}
+    for run in runs:
+        told = [f"{name}={_short(run.params.get(name))}" for name in differing[:MAX_DIFFERENCES]]
+        names[run.id] = " ".join([what(run), *told])
+    taken: dict[str, int] = {}
+    for run in runs:
+        taken[names[run.id]] = taken.get(names[run.id], 0) + 1
+    return {run_id: name if taken[name] == 1 else f"{name} {run_id[4:10]}" for run_id, name in names.items()}
+
+
+def what(run: RunChoice) -> str:
+    """The objective, of a training run; the kind of other jobs."""
+    loss = run.params.get("loss")
+    return loss if isinstance(loss, str) else run.kind
+
+
+def _differing(params: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(params) < 2:
+        return []
+    names = sorted({name for one in params for name in one} - {"loss"})
+    differing = [name for name in names if any(one.get(name) != params[0].get(name) for one in params[1:])]
+    telling = [name for name in differing if name not in LESS_TELLING]
+    # Options of one objective differ from those of every other one by being there at all.
+    everywhere = [name for name in telling if all(one.get(name) is not None for one in params)]
+    suffix = [name for name in differing if name == "job_id_suffix"]
+    return everywhere or telling or suffix or differing
+
+
+def _short(value: Any) -> str:
+    text = number(value)
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
