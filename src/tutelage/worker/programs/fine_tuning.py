@@ -74,8 +74,8 @@ def _hand_over(
         follower.finish(patience)
     finally:
         # With these and the model, what is downloaded is a run folder like one that was trained where it is looked at.
-    for name in RECORDS:
-        put_file(run / name, job.uploads)
+        for name in RECORDS:
+            put_file(run / name, job.uploads)
     for step in steps:
         data = {"tag": "checkpoint", "step": step, "checkpoint": f"{job.job_id}:step-{step}"}
         outbox.add(f"checkpoint-{step}", data)
