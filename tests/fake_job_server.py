@@ -22,7 +22,6 @@ from tutelage.client.worker_api import WorkerApi
 from tutelage.jobs.requirements import Offer
 from tutelage.jobs.status import JobStatus
 
-
 SILENCE = 0
 
 
@@ -251,7 +250,7 @@ class PretendWorker:
         """Claim a deployment, waiting for one, and say that what listens on this port answers for its models."""
         claimed = self.claim(wait=20)
         params = claimed.job.params
-        self.api.serving(claimed.run_id, port, {name: "upstream" for name in (params["model"], *params["lora_adapters"])})
+        self.api.serving(claimed.run_id, port, dict.fromkeys((params["model"], *params["lora_adapters"]), "upstream"))
         return claimed
 
     def report(self, run_id: str, *data: Mapping[str, Any]) -> None:

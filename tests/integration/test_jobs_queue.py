@@ -5,17 +5,16 @@ Expected values come from section 3 and 4 of the specification of jobs, and from
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 
 from tests.databases import (
     WAITING_SECONDS,
-    PostgreSQL,
     Scene,
     in_threads,
     new_organization,
@@ -44,6 +43,14 @@ ENDINGS = (COMPLETED, FAILED, CANCELED)
 @pytest.fixture
 def scene(database: Database) -> Scene:
     return Scene(database)
+
+
+@pytest.fixture
+def postgresql_scene(postgresql_url: str) -> Iterator[Scene]:
+    """For what happens between two transactions, which SQLite has one after the other."""
+    database = Database(postgresql_url)
+    yield Scene(database)
+    database.close()
 
 
 def brought_to(scene: Scene, status: JobStatus) -> tuple[str, Claim | None]:
@@ -199,10 +206,10 @@ def test_outputs_are_the_newest_values_of_all_events_of_the_job(scene: Scene) ->
 
 
 def test_an_event_that_was_taken_in_before_the_end_is_in_the_outputs(
-    postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+    postgresql_scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run's row is read again once nobody else has it: appending is held while the job is being finished."""
-    scene = Scene(Database(postgresql.new()))
+    scene = postgresql_scene
     claim = scene.running()
     merged, held, release = event_log.merged, threading.Event(), threading.Event()
 
@@ -228,7 +235,6 @@ def test_an_event_that_was_taken_in_before_the_end_is_in_the_outputs(
         release.set()
 
     added, job, _ = in_threads([append, finish, let_go])
-    scene.database.close()
     assert added == 1
     assert job.outputs == {"loss": 1.0}
 
@@ -319,9 +325,9 @@ def test_a_run_that_was_given_up_writes_nothing(scene: Scene) -> None:
     assert Listing(scene.database).job(scene.organization, claim.job.id).status is PENDING
 
 
-def test_a_heartbeat_that_was_answered_keeps_the_run(postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_that_was_answered_keeps_the_run(postgresql_scene: Scene) -> None:
     """It came between reading a lost run and giving it up: either it waits and is refused, or the run goes on."""
-    scene = Scene(Database(postgresql.new()))
+    scene = postgresql_scene
     claim = scene.running()
     answers: list[Any] = []
 
@@ -331,21 +337,19 @@ def test_a_heartbeat_that_was_answered_keeps_the_run(postgresql: PostgreSQL, mon
         except FencedError as error:
             answers.append(error)
 
-    beat = threading.Thread(target=heartbeat, daemon=True)
-    end = scene.queue._end  # pyright: ignore[reportPrivateUsage] - the one moment between reading and writing
+    beat, here = threading.Thread(target=heartbeat, daemon=True), threading.current_thread()
 
-    def after_a_heartbeat(*arguments: Any, **named: Any) -> None:
-        beat.start()
-        deadline = time.monotonic() + WAITING_SECONDS
-        while beat.is_alive() and not waits_for_lock(scene.database) and time.monotonic() < deadline:
-            pass
-        end(*arguments, **named)
+    def before(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if threading.current_thread() is here and statement.startswith("UPDATE") and beat.ident is None:
+            beat.start()
+            deadline = time.monotonic() + WAITING_SECONDS
+            while beat.is_alive() and not waits_for_lock(scene.database) and time.monotonic() < deadline:
+                pass
 
-    monkeypatch.setattr(scene.queue, "_end", after_a_heartbeat)
-    scene.lose_leases()
+    event.listen(scene.database.engine, "before_cursor_execute", before)
+    assert scene.lose_leases() == [claim.job.id]
     beat.join(WAITING_SECONDS)
     status = Listing(scene.database).run(scene.organization, claim.run_id).status
-    scene.database.close()
     assert (status is RUNNING) == (not isinstance(answers[0], FencedError))
 
 
@@ -470,8 +474,8 @@ def test_no_job_is_passed_over_more_often_than_that(database: Database, data: st
         if claim is None:
             continue
         older = fitting[: fitting.index(claim.job.id)]
-        if older:  # out of turn: only for a model it has, and past nobody who has waited that long
-            assert waiting[claim.job.id][0] == cached
+        if older:  # out of turn: because it was passed over so often itself, or for a model the worker has
+            assert waiting[claim.job.id][2][0] >= max_skip or waiting[claim.job.id][0] == cached
         for job in older:
             waiting[job][2][0] += 1
             assert waiting[job][2][0] <= max_skip
@@ -517,6 +521,38 @@ def test_names_that_no_database_can_hold_are_not_found(database: Database, text_
     assert Queue(database).expire() == []
 
 
+def test_a_script_that_reports_about_itself(scene: Scene) -> None:
+    """Its job is in progress at once and no worker gets it; without a lease it ends by being ended or canceled."""
+    run = scene.queue.begin_script(scene.organization, "train.py")
+    job = Listing(scene.database).job(scene.organization, run.job_id)
+    assert (job.status, job.run_id, job.entrypoint, job.attempts) == (RUNNING, run.id, "train.py", 1)
+    assert job.id.startswith("sjob-")
+    assert scene.lose_leases() == []
+    assert scene.queue.claim(scene.organization, scene.worker, new_run_id()) is None
+    EventLog(scene.database).append(scene.organization, run.id, [NewEvent("1", {"loss": 1.0})])
+    ended = scene.queue.finish(scene.organization, run.id, COMPLETED)
+    assert (ended.status, ended.outputs) == (COMPLETED, {"loss": 1.0})
+    other = scene.queue.begin_script(scene.organization, "train.py")
+    assert other.job_id != run.job_id
+    assert scene.queue.cancel(scene.organization, other.job_id).status is CANCELED
+    assert Listing(scene.database).run(scene.organization, other.id).status is CANCELED  # nobody else would end it
+    with pytest.raises(FencedError):
+        scene.queue.renew(scene.organization, other.id)
+
+
+def test_what_a_run_serves_is_known_while_it_lives(scene: Scene) -> None:
+    claim = scene.running()
+    scene.queue.set_serving(scene.organization, claim.run_id, 8001, {"asked": "upstream"})
+    (serving,) = Listing(scene.database).serving(scene.organization)
+    assert (serving.run_id, serving.job_id, serving.port) == (claim.run_id, claim.job.id, 8001)
+    assert serving.models == {"asked": "upstream"}
+    assert Listing(scene.database).serving(new_organization(scene.database)) == []
+    scene.queue.finish(scene.organization, claim.run_id, COMPLETED)
+    assert Listing(scene.database).serving(scene.organization) == []
+    with pytest.raises(FencedError):
+        scene.queue.set_serving(scene.organization, claim.run_id, 8001, {})
+
+
 def test_columns_of_a_run_that_ended(scene: Scene) -> None:
     claim = scene.running()
     scene.queue.finish(scene.organization, claim.run_id, FAILED, exit_code=7, reason="out of memory")
@@ -524,6 +560,6 @@ def test_columns_of_a_run_that_ended(scene: Scene) -> None:
     assert (run.status, run.exit_code, run.reason) == (FAILED, 7, "out of memory")
     job = Listing(scene.database).job(scene.organization, claim.job.id)
     assert (job.status, job.reason, job.worker_id) == (FAILED, "out of memory", scene.worker)
-    assert job.run_id == claim.run_id  # "who has it now, or had it last"
+    assert job.run_id is None  # nobody has it now; its runs are listed
     with scene.database.reading() as connection:
         assert connection.execute(select(runs.c.lease_until)).scalar() is None

@@ -228,7 +228,11 @@ def test_ids_are_parts_of_a_path_and_nothing_more() -> None:
 
 def test_numbers_that_json_lacks_go_out_as_null(server: JobServer) -> None:
     job = server.client.jobs.get_or_create_or_reset(
-        {"type": "custom", "script": "true", "params": {"validated_params": {"x": float("nan"), "y": [float("inf"), 1]}}}
+        {
+            "type": "custom",
+            "script": "true",
+            "params": {"validated_params": {"x": float("nan"), "y": [float("inf"), 1]}},
+        }
     )
     assert job.params["validated_params"]["x"] is None
     assert job.params["validated_params"]["y"] == [None, 1]

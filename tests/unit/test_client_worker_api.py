@@ -65,7 +65,8 @@ def test_a_claim_whose_answer_was_lost_is_the_same_claim(server: JobServer, api:
     server.cable.lose_answers = 2
     first = api.claim(worker.id, run_id, wait=0)
     again = api.claim(worker.id, run_id, wait=0)
-    assert first is not None and again is not None
+    assert first is not None
+    assert again is not None
     assert (first.job.id, first.run_id) == (again.job.id, again.run_id)
     assert first.job.id in jobs
     assert len(server.client.jobs.list(status="pending")) == 2

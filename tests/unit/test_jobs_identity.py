@@ -52,7 +52,8 @@ def test_a_job_is_what_it_does() -> None:
             b'"params":{"loss":"sdft","r":16}}'
         ).hexdigest()[:12]
     )
-    assert job_id("ftjob", **JOB | {"params": {"r": 16.0, "loss": "sdft"}}) == first
+    reordered: dict[str, Any] = {"r": 16.0, "loss": "sdft"}
+    assert job_id("ftjob", **{**JOB, "params": reordered}) == first
     assert job_id("ftjob", **JOB, suffix="mine") == f"{first}-mine"
     changes: list[dict[str, Any]] = [
         {"kind": "inference"},

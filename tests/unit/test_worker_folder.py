@@ -1,5 +1,6 @@
 """The folder of a run: what goes into it, what never gets out of it, what is left of it."""
 
+import errno
 import json
 import os
 from dataclasses import dataclass, field
@@ -52,11 +53,15 @@ class Store:
         return self.stored[file_id]
 
     def download(self, file_id: str, path: Path) -> None:
-        if self.on_download is not None:
-            self.on_download(path)
+        """As `Files.download` does."""
         content = self.get_by_id(file_id).content
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        try:
+            if self.on_download is not None:
+                self.on_download(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
     @property
     def api(self) -> WorkerApi:
@@ -192,6 +197,22 @@ def test_a_file_that_is_gone_is_the_jobs_trouble(tmp_path: Path, changes: dict[s
         filled(tmp_path, Store(), **changes)
 
 
+@pytest.mark.parametrize("target", ["uploads", "x" * 300, "files/../uploads/./"])
+def test_a_name_that_no_file_can_have_is_the_jobs_trouble(tmp_path: Path, target: str) -> None:
+    """A folder is there already; longer than the 255 bytes of a name on disk."""
+    (tmp_path / "job/uploads").mkdir(parents=True)
+    with pytest.raises(JobError, match="mount target"):
+        filled(tmp_path, Store({B: Stored("b", b"x")}), mounted_files={target: B})
+
+
+def test_a_full_disk_is_the_workers_trouble(tmp_path: Path) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match="No space left"):
+        filled(tmp_path, Store({B: Stored("b")}, on_download=full), mounted_files={"b": B})
+
+
 def test_a_task_that_nobody_waits_for_fetches_no_more(tmp_path: Path) -> None:
     """The check ends it before its second file."""
     fetched: list[Path] = []
@@ -199,11 +220,11 @@ def test_a_task_that_nobody_waits_for_fetches_no_more(tmp_path: Path) -> None:
 
     def check() -> None:
         if fetched:
-            raise InterruptedError
+            raise KeyboardInterrupt
 
     (tmp_path / "job").mkdir()
     mounts = {str(number): A for number in range(1000)}
-    with pytest.raises(InterruptedError):
+    with pytest.raises(KeyboardInterrupt):
         fill(tmp_path / "job", claim(mounted_files=mounts), store.api, tmp_path, check)
     assert len(fetched) < 20
 

@@ -22,12 +22,25 @@ if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         open("daemon", "w").write(str(os.getpid()))
+        print("ready", flush=True)
         time.sleep(600)
     os._exit(0)
 os.wait()
-print("ready", flush=True)
+while not os.path.exists("daemon"):
+    time.sleep(0.005)
 """
 """Forks a process that belongs to no group and no parent of the job's any more."""
+FORKING = """
+import os, time
+print("ready", flush=True)
+for number in range(100_000):
+    if os.fork() == 0:
+        os.setsid()
+    else:
+        time.sleep(0.003)
+        os._exit(0)
+"""
+"""Never the same process for longer than 3 ms, nor the same group."""
 
 
 class Started:
@@ -114,7 +127,7 @@ def test_an_environment_that_cannot_be(start: Any, value: str) -> None:
 
 
 def test_stopping_lets_it_end_by_itself(start: Any) -> None:
-    one = start("bash", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done")
+    one = start("bash", "-c", "exec 2>&-; trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done")
     assert one.line() == "ready"
     one.process.stop(60.0)
     assert one.gone().exit_code == 7
@@ -145,9 +158,8 @@ def test_killing_reaches_daemons(start: Any) -> None:
 
 
 def test_one_that_forks_faster_than_it_dies(start: Any) -> None:
-    """Processes that start two others and end, outside of every group."""
-    script = "import os, time\nprint('ready', flush=True)\nwhile True:\n if os.fork() == 0: os.setsid()\n else: time.sleep(0.005); os.getppid() == 1 or os._exit(0)"
-    one = start(sys.executable, "-c", script)
+    """Each process starts the next one, outside of every group, and ends."""
+    one = start(sys.executable, "-c", FORKING)
     assert one.line() == "ready"
     one.process.kill()
     one.gone()

@@ -32,6 +32,8 @@ from tutelage.server.settings import ServerSettings, secret_key
 FORMAT = 1
 MANIFEST = "manifest.json"
 KEY = "secret.key"
+END = "end.json"
+"""The last member: without it an archive is not whole."""
 ROWS_AT_ONCE = 1000
 PART_BYTES = 1024 * 1024
 MAX_ROW_BYTES = 64 * 1024 * 1024
@@ -135,6 +137,7 @@ def _write(settings: ServerSettings, database: Database, tar: tarfile.TarFile) -
             missing += 1
             continue
         contents, size = contents + 1, size + length
+    _add(tar, END, json.dumps({"rows": rows, "contents": contents}).encode())
     return Copied(rows, contents, size, missing)
 
 
@@ -155,6 +158,7 @@ class _Restoring:
         schema = MetaData()
         with self.database.reading() as connection:
             schema.reflect(connection)
+        ended = False
         for member in members:
             content = tar.extractfile(member) if member.isreg() else None
             records, stored = _RECORDS.match(member.name), _CONTENT.match(member.name)
@@ -166,8 +170,12 @@ class _Restoring:
                 self._content(stored[1], content, member.size)
             elif member.name == KEY:
                 self._key(content.read(1024))
+            elif member.name == END:
+                ended = json.loads(content.read(1024)) == {"rows": self.rows, "contents": self.contents}
             else:
                 raise DataError(f"{self.archive}: '{member.name[:80]}' in it is not known; this is no backup")
+        if not ended:
+            raise DataError(f"{self.archive}: is no whole backup: its end is missing; use another one")
         self._count_on()
         self.database.migrate()
         return Copied(self.rows, self.contents, self.bytes)

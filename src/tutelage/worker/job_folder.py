@@ -3,6 +3,7 @@
 Not here: starting it (`job_run.py`), models of other jobs (`models.py`).
 """
 
+import errno
 import fcntl
 import importlib.util
 import json
@@ -29,6 +30,8 @@ from tutelage.jobs.mounts import checked_mounts, place_in
 from tutelage.worker.signals import Task
 
 DOWNLOADS_AT_ONCE = 8
+FAULTS_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""Everything else that keeps a file from being written comes of the name that a job chose for it."""
 PRIVATE_VARIABLES = ("TUTELAGE_SECRET_KEY", "TUTELAGE_DATABASE", "TUTELAGE_FILES")
 """Of a server that started this worker: no job has business with them."""
 _ENDING = re.compile(r"(?:\.[A-Za-z0-9]{1,10})?\.[A-Za-z0-9]{1,10}$")
@@ -142,12 +145,15 @@ def fill(folder: Path, claim: ClaimedJob, api: WorkerApi, cache: Path, check: Ca
 
     def fetch(path: Path, file_id: str) -> None:
         check()
-        # Another mount may have put a link there meanwhile: looked at again.
-        place_in(folder, path.relative_to(folder).as_posix())
+        name = path.relative_to(folder).as_posix()
         try:
-            api.download(file_id, path)
+            api.download(file_id, place_in(folder, name))
         except NotFoundError as error:
-            raise JobError(f"{path.relative_to(folder)}: its file {file_id} is gone; upload it again") from error
+            raise JobError(f"{name}: its file {file_id} is gone; upload it again") from error
+        except OutputError as error:
+            if getattr(error.__cause__, "errno", None) in FAULTS_OF_DISKS:
+                raise
+            raise JobError(f"mount target {name[:80]!a}: no file can be there ({error}); name another") from error
 
     _for_each(places.items(), fetch)
     check()

@@ -33,7 +33,7 @@ from tutelage.worker.signals import Abandoned, RunSignals, Task
 
 KILL_SECONDS = 30.0
 """A process that is still there so long after SIGKILL hangs in the kernel."""
-LAST_WORDS_SECONDS = 3.0
+LAST_WORDS_SECONDS = 2.0
 """How long a worker that is to end waits for the server to take the rest of a log, and the end of a run."""
 
 Result = TypeVar("Result")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tutelage.client.results import NewEvent
 from tutelage.client.worker_api import WorkerApi
+from tutelage.errors import DataError
 
 PURPOSE = "result"
 
@@ -37,11 +38,23 @@ def upload_left(
 ) -> None:
     """Upload each file and report it as `{"file": id, "path": path in uploads}`.
 
-    check: called before each; what it raises ends this. Raises DataError for one that the server does not take.
+    check: called before each; what it raises ends this. Raises DataError for the first that the server does not take,
+    when all others are there.
     """
+    refused: DataError | None = None
     for path in left_in(uploads, say):
         check()
-        file = api.upload(path, PURPOSE)
         name = path.relative_to(uploads).as_posix()
-        identity = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        try:
+            name.encode()
+            file = api.upload(path, PURPOSE)
+        except UnicodeEncodeError:
+            refused = refused or DataError(f"uploads/{name!a}: the name is no UTF-8; give the file another one")
+            continue
+        except DataError as error:
+            refused = refused or error
+            continue
+        identity = hashlib.sha256(name.encode()).hexdigest()[:32]
         api.append_events(run_id, [NewEvent(f"upload-{identity}", {"file": file.id, "path": name}, file.id)])
+    if refused is not None:
+        raise refused
