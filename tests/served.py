@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 import pytest
 
-from tutelage.jobs.access import Scope
+from tutelage.jobs.records import Scope
 
 # This is a plugin, imported for every session: what takes long is imported where it is used.
 if TYPE_CHECKING:

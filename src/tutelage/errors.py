@@ -49,6 +49,10 @@ class NotFoundError(JobError):
     """There is none of that id, or it belongs to another organisation."""
 
 
+class NotServedError(NotFoundError):
+    """No running job serves the model that is asked."""
+
+
 class FencedError(JobError):
     """A run that was given up, or has ended, tries to write. The one who writes has to stop."""
 

@@ -9,8 +9,9 @@ from sqlalchemy import select
 
 from tests.databases import KEY, Scene, in_threads, new_organization
 from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError
-from tutelage.jobs.access import Access, Principal, Scope
+from tutelage.jobs.access import Access, Principal
 from tutelage.jobs.database import Database
+from tutelage.jobs.records import Scope
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import tokens
 

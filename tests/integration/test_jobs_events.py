@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.databases import Scene, in_threads, new_organization, new_run_id
 from tutelage.errors import JobError, NotFoundError
 from tutelage.jobs.database import Database
-from tutelage.jobs.event_log import MAX_EVENT_BYTES, EventLog, NewEvent, Series
+from tutelage.jobs.event_log import MAX_EVENT_BYTES, EventLog, NewEvent
+from tutelage.jobs.records import Series
 from tutelage.jobs.status import JobStatus
 
 EVENTS = 100_000

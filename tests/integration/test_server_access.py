@@ -24,7 +24,7 @@ from tests.served import (
     until,
 )
 from tutelage.errors import ConfigError
-from tutelage.jobs.access import Scope
+from tutelage.jobs.records import Scope
 from tutelage.server.app import create_app
 from tutelage.server.services import Services, open_services
 from tutelage.server.settings import ServerSettings

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from tests.databases import PostgreSQL
+from tests.databases import KEY, PostgreSQL
 from tests.served import Served, served, until
 from tutelage.errors import ConfigError, DataError, OutputError
+from tutelage.jobs.access import Access
 from tutelage.jobs.database import Database
+from tutelage.jobs.records import Scope
 from tutelage.jobs.tables import metadata
 from tutelage.server.backup import back_up, restore
 from tutelage.server.settings import ServerSettings
@@ -31,6 +33,13 @@ def filled(server: Served) -> dict[str, str]:
     api.finish(running.run_id)
     waiting = api.submit("waits")["id"]
     return {"file": file, "run": running.run_id, "job": running.job_id, "waiting": waiting}
+
+
+def new_token(url: str) -> None:
+    database = Database(url)
+    access = Access(database, KEY)
+    access.create_token(access.organization(), "test", [Scope.ADMIN])
+    database.close()
 
 
 def rows_of(url: str) -> dict[str, list[tuple[object, ...]]]:
@@ -69,7 +78,8 @@ def test_from_sqlite_to_postgresql_and_back(own_server: Served, postgresql: Post
     team = ServerSettings(tmp_path / "team", database=url)
     restore(team, first)
     assert rows_of(url) == rows_of(own_server.services.settings.database_url)
-    with served(tmp_path / "team", database=url, require_tokens=False) as running:
+    new_token(url)  # without one nobody could get in, and it would not start
+    with served(tmp_path / "team", database=url) as running:
         # Ids that the database counts go on behind those that were restored.
         api = running.api(running.token())
         run = api.running(api.ok("GET", f"/api/jobs/{there['waiting']}")).run_id

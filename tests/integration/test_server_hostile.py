@@ -706,7 +706,7 @@ def test_leases_are_looked_at_again_after_an_unknown_fault(own_server: Served, m
         return []
 
     monkeypatch.setattr(own_server.services.queue, "expire", expire, raising=False)
-    until(lambda: len(calls) >= 2, "another look", patience=10)
+    until(lambda: len(calls) >= 2, "another look", patience=4)
     own_server.log.clear()
 
 

@@ -488,7 +488,7 @@ def test_models_are_what_jobs_left_and_what_answers_now(client: OpenAI, team: Ap
 
 def test_errors_are_those_of_the_client(closed_server: Served, team: Api) -> None:
     """BadRequestError, AuthenticationError, PermissionDeniedError, NotFoundError, each with OpenAI's body."""
-    from tutelage.jobs.access import Scope
+    from tutelage.jobs.records import Scope
 
     organization = team.ok("GET", "/api/me")["organization"]["id"]
     reader = closed_server.openai(closed_server.token(Scope.READ, organization=organization))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.served import Api, Process, Served, processes, served, until
+from tests.served import Api, Process, Served, served, until
 from tests.workers import (
     FAST,
     WorkerProcess,
@@ -24,7 +24,7 @@ from tests.workers import (
     working,
 )
 
-__all__ = ["processes", "worker_process"]
+__all__ = ["worker_process"]
 
 RUNNING = "echo id=$$; exec sleep 600"
 DAEMON = """

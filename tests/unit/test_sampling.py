@@ -54,7 +54,7 @@ def test_temperature_one_draws_from_the_model_itself() -> None:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize("adapted", [False, True])
 def test_what_a_model_comes_with_changes_no_distribution(adapted: bool) -> None:
-    """A repetition penalty of 1.5 would take A, which is in the prompt, far below its share; it is there again after."""
+    """A repetition penalty of 1.5 would take A, which is in the prompt, far below its share."""
     plain: Any = known_model(TOKENIZER, KNOWN)
     model: Any = PeftModel(plain, LoraConfig(target_modules=["q_proj"])) if adapted else plain
     settings = GenerationConfig(repetition_penalty=1.5, top_k=2, min_new_tokens=1)

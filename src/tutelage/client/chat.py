@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tutelage.client.deployments import TemporaryApi
     from tutelage.client.openweights import OpenWeights
 
+NOT_SERVED = "model_not_served"
+"""The code of the error that a server gives for a model no job serves; others come from the model's own server."""
 MAX_RETRIES = 6
 """Of a completion, by the openai package: about a minute with its pauses."""
 
@@ -115,7 +117,9 @@ class ChatCompletions(_Chat):
         completions = self._ow.openai.sync.chat.completions
         try:
             return completions.create(model=model, **options)
-        except _openai().NotFoundError:
+        except _openai().NotFoundError as error:
+            if error.code != NOT_SERVED:
+                raise
             self._deploy(model)
         return completions.create(model=model, **options)
 
@@ -138,7 +142,9 @@ class AsyncChatCompletions(_Chat):
         completions = self._ow.openai.awaited.chat.completions
         try:
             return await completions.create(model=model, **options)
-        except _openai().NotFoundError:
+        except _openai().NotFoundError as error:
+            if error.code != NOT_SERVED:
+                raise
             await asyncio.to_thread(self._deploy, model)
         return await completions.create(model=model, **options)
 

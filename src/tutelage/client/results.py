@@ -1,11 +1,7 @@
-"""What calls give back: the records of `tutelage.jobs`, readable as `file.id` and as `file["id"]`.
-
-Those whose records stand beside SQL (`jobs.listing`, `jobs.access`), which a client does not install, are here.
-"""
+"""What calls give back: the records of `tutelage.jobs`, readable as `file.id` and as `file["id"]`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -13,7 +9,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from tutelage.client.errors import ServerError
 from tutelage.jobs import records
-from tutelage.jobs.status import JobStatus
 
 Result = TypeVar("Result")
 
@@ -60,59 +55,30 @@ class Worker(Item, records.Worker):
 
 
 @dataclass(frozen=True)
-class WorkerFit(Item):
+class WorkerFit(Item, records.WorkerFit):
     """Whether a worker may run a job. reasons: the conditions that fail."""
-
-    worker_id: str
-    name: str
-    fits: bool
-    reasons: list[str]
-    busy_with: str | None
 
 
 @dataclass(frozen=True)
-class Explanation(Item):
+class Explanation(Item, records.Explanation):
     """Why a job is where it is. ahead: pending jobs that are before it in the queue."""
 
-    job_id: str
-    status: JobStatus
-    summary: str
-    ahead: int
     workers: list[WorkerFit]
 
 
 @dataclass(frozen=True)
-class Cost(Item):
+class Cost(Item, records.Cost):
     """What the runs of a job took. dollars: hours times the worker's price."""
 
-    job_id: str
-    kind: str
-    runs: int
-    hours: float
-    dollars: float
-
 
 @dataclass(frozen=True)
-class Series(Item):
+class Series(Item, records.Series):
     """Points of one field over steps. tag: of the events that hold it."""
 
-    tag: str
-    field: str
-    steps: list[float]
-    values: list[float]
-
 
 @dataclass(frozen=True)
-class Token(Item):
+class Token(Item, records.Token):
     """A token as it can be shown."""
-
-    id: str
-    name: str
-    scopes: list[str]
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    last_used_at: datetime | None
 
 
 @dataclass(frozen=True)

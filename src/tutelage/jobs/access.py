@@ -5,8 +5,6 @@ import secrets as random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from enum import Enum
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -15,7 +13,7 @@ from sqlalchemy import Connection, delete, insert, or_, select, update
 from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError, nearest
 from tutelage.jobs.database import Database
 from tutelage.jobs.plain_json import cleaned_text
-from tutelage.jobs.records import moment
+from tutelage.jobs.records import Scope, Token, moment
 from tutelage.jobs.rows import AnyRow, insert_new
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import organizations, runs, secrets, tokens
@@ -23,15 +21,6 @@ from tutelage.jobs.tables import organizations, runs, secrets, tokens
 DEFAULT_ORGANIZATION = "default"
 PREFIX = "tut-"
 LAST_USED_EVERY_SECONDS = 60
-
-
-class Scope(str, Enum):
-    """What a token may be used for. None includes another, but `admin` includes all."""
-
-    READ = "read"
-    SUBMIT = "submit"
-    WORKER = "worker"
-    ADMIN = "admin"
 
 
 def scopes_of(names: Sequence[str]) -> list[Scope]:
@@ -55,19 +44,6 @@ class Principal:
     def may(self, scope: Scope) -> bool:
         """Whether the scope is among theirs."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token as it can be shown: the secret itself is only hashed here."""
-
-    id: str
-    name: str
-    scopes: list[Scope]
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    last_used_at: datetime | None
 
 
 @dataclass(frozen=True)

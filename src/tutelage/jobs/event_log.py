@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from tutelage.errors import JobError
 from tutelage.jobs.database import Database
 from tutelage.jobs.plain_json import cleaned, cleaned_text
-from tutelage.jobs.records import Event
+from tutelage.jobs.records import Event, Series
 from tutelage.jobs.rows import AnyRow, event_of, require_job, require_live_run, require_run
 from tutelage.jobs.tables import events, runs
 
@@ -29,16 +29,6 @@ class NewEvent:
     client_id: str
     data: Mapping[str, Any]
     file: str | None = None
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points of one field over steps. tag: of the events that hold it."""
-
-    tag: str
-    field: str
-    steps: list[float]
-    values: list[float]
 
 
 class EventLog:

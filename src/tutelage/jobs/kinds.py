@@ -32,6 +32,8 @@ from tutelage.jobs.requirements import CloudType, Requirement, cloud_type_of, ha
 NAME = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
 SUFFIX = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 MAX_ENTRYPOINT = 100_000
+PURPOSES = {"multiple_choice": "multiple_choice"}
+"""Of the files of a kind, where it is not conversations."""
 TRAINING_FILES = ("training_file", "test_file", "monitoring_prompts")
 
 
@@ -61,7 +63,11 @@ def training_params(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError.
     """
-    flat = TrainingConfig(**renamed(options)).flat()
+    own = renamed(options)
+    missing = next((name for name in ("model", "training_file") if name not in own), None)
+    if missing is not None:
+        raise ConfigError(f"{missing}: is missing; add it to the params of the job")
+    flat = TrainingConfig(**own).flat()
     for name in ("output_dir", "report_to"):
         del flat[name]
     for name, value in _training_files(flat):
@@ -131,7 +137,7 @@ def checked(request: JobRequest) -> Submission:
         if not FILE_ID.fullmatch(str(params[name])):
             raise ConfigError(
                 f"{name}: '{str(params[name])[:80]}' is not the id of an uploaded file; upload it first: "
-                "client.files.upload(path, purpose='conversations')"
+                f"client.files.upload(path, purpose='{PURPOSES.get(request.kind, 'conversations')}')"
             )
     suffix = params.get("job_id_suffix")
     if suffix is not None and not SUFFIX.fullmatch(suffix):

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Select, String, and_, func, or_, select
 from sqlalchemy import cast as sql_cast
 
 from tutelage.jobs.database import Database
-from tutelage.jobs.records import Job, Run
+from tutelage.jobs.records import Cost, Explanation, Job, Run, WorkerFit
 from tutelage.jobs.registry import SILENT_AFTER_SECONDS
 from tutelage.jobs.requirements import Requirement, misfits
 from tutelage.jobs.rows import AnyRow, job_columns, job_of, offer_of, require_job, require_run, run_of
@@ -29,28 +29,6 @@ class JobFilter:
 
 
 @dataclass(frozen=True)
-class WorkerFit:
-    """Whether a worker may run a job. reasons: the conditions that fail."""
-
-    worker_id: str
-    name: str
-    fits: bool
-    reasons: list[str]
-    busy_with: str | None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why a job is where it is. ahead: pending jobs that are before it in the queue."""
-
-    job_id: str
-    status: JobStatus
-    summary: str
-    ahead: int
-    workers: list[WorkerFit]
-
-
-@dataclass(frozen=True)
 class Serving:
     """A run that answers chat completions. models: by the name people ask for, the name the run knows. since: seconds
     since the epoch."""
@@ -61,17 +39,6 @@ class Serving:
     port: int
     models: dict[str, str]
     since: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What the runs of a job took. dollars: hours times the worker's price."""
-
-    job_id: str
-    kind: str
-    runs: int
-    hours: float
-    dollars: float
 
 
 class Listing:

@@ -75,7 +75,7 @@ class LogProbParams(ModelParams):
 
 
 class MultipleChoiceParams(ModelParams):
-    """Questions with choices, answered by log-probability. mc_eval: rows, or the id of a file of such rows."""
+    """Questions with choices, answered by log-probability. dataset: a file of them, as docs/evaluation.md says."""
 
     dataset: str
     batch_size: Positive = 8

@@ -1,8 +1,9 @@
 """What is kept about jobs, runs, workers, events and files, as it goes over HTTP too. Not here: SQL."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from enum import Enum
 from typing import Any
 
 from tutelage.jobs.identity import job_id
@@ -138,6 +139,71 @@ class Worker:
     registered_at: datetime
     last_seen_at: datetime
     stopped_at: datetime | None
+
+
+@dataclass(frozen=True)
+class WorkerFit:
+    """Whether a worker may run a job. reasons: the conditions that fail."""
+
+    worker_id: str
+    name: str
+    fits: bool
+    reasons: list[str]
+    busy_with: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a job is where it is. ahead: pending jobs that are before it in the queue."""
+
+    job_id: str
+    status: JobStatus
+    summary: str
+    ahead: int
+    workers: Sequence[WorkerFit]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the runs of a job took. dollars: hours times the worker's price."""
+
+    job_id: str
+    kind: str
+    runs: int
+    hours: float
+    dollars: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one field over steps. tag: of the events that hold it."""
+
+    tag: str
+    field: str
+    steps: list[float]
+    values: list[float]
+
+
+class Scope(str, Enum):
+    """What a token may be used for. None includes another, but `admin` includes all."""
+
+    READ = "read"
+    SUBMIT = "submit"
+    WORKER = "worker"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as it can be shown: the secret itself is only hashed here."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ class CloudType(str, Enum):
     ALL = "ALL"
     """Of jobs only: either will do."""
 
+    def __str__(self) -> str:
+        return self.value
+
 
 @dataclass(frozen=True)
 class Requirement:

@@ -15,6 +15,9 @@ class JobStatus(str, Enum):
     FAILED = "failed"
     CANCELED = "canceled"
 
+    def __str__(self) -> str:
+        return self.value
+
     @property
     def is_final(self) -> bool:
         """Nothing happens to the job any more unless it is submitted or restarted."""

@@ -6,7 +6,8 @@ from urllib.parse import SplitResult, urlsplit
 from fastapi import Depends, HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.jobs.access import PREFIX, Principal, Scope
+from tutelage.jobs.access import PREFIX, Principal
+from tutelage.jobs.records import Scope
 from tutelage.server.services import Services
 from tutelage.server.settings import is_loopback
 

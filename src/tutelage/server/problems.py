@@ -7,13 +7,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from tutelage.errors import FencedError, NotFoundError, OutputError, StorageError, TooLargeError, TutelageError
+from tutelage.errors import (
+    FencedError,
+    NotFoundError,
+    NotServedError,
+    OutputError,
+    StorageError,
+    TooLargeError,
+    TutelageError,
+)
 from tutelage.jobs.plain_json import cleaned_text
 
 logger = logging.getLogger(__name__)
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 MAX_MESSAGE = 10_000
+CODES = ((FencedError, "fenced"), (NotServedError, "model_not_served"))
+"""For programs, which read no sentences."""
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -59,7 +69,7 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     if status == 503:
         logger.error("%s %s: %s", request.method, request.url.path, error)
-    return problem(status, str(error), code="fenced" if status == 409 else None)
+    return problem(status, str(error), code=next((code for kind, code in CODES if isinstance(error, kind)), None))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

@@ -14,7 +14,7 @@ import uvicorn
 
 from tutelage.errors import ConfigError
 from tutelage.files import only_process_in
-from tutelage.jobs.access import Scope
+from tutelage.jobs.records import Scope
 from tutelage.server.app import create_app
 from tutelage.server.services import Services, open_services
 from tutelage.server.settings import ServerSettings

@@ -135,7 +135,7 @@ def fill(folder: Path, claim: ClaimedJob, api: WorkerApi, cache: Path, check: Ca
     from tutelage.worker.models import MODEL_FIELDS, resolve_models
 
     job = claim.job
-    places = {place_in(folder, target): file_id for target, file_id in checked_mounts(job.mounted_files).items()}
+    places = {_place(folder, target): file_id for target, file_id in checked_mounts(job.mounted_files).items()}
     paths: dict[str, str] = {}
     for file_id in sorted(file_ids_in(job.params)):
         check()
@@ -147,7 +147,7 @@ def fill(folder: Path, claim: ClaimedJob, api: WorkerApi, cache: Path, check: Ca
         check()
         name = path.relative_to(folder).as_posix()
         try:
-            api.download(file_id, place_in(folder, name))
+            api.download(file_id, _place(folder, name))
         except NotFoundError as error:
             raise JobError(f"{name}: its file {file_id} is gone; upload it again") from error
         except OutputError as error:
@@ -162,6 +162,14 @@ def fill(folder: Path, claim: ClaimedJob, api: WorkerApi, cache: Path, check: Ca
     for name, content in (("params.json", params), ("job.json", json.loads(json.dumps(asdict(job), default=_plain)))):
         if not (folder / name).exists():  # a job may mount one of its own
             write_json(folder / name, content)
+
+
+def _place(folder: Path, target: str) -> Path:
+    """Where a mounted file goes. Raises JobError, also for what no disk takes as a name."""
+    try:
+        return place_in(folder, target)
+    except (OSError, ValueError) as error:
+        raise JobError(f"mount target {target[:80]!a}: no file can be there ({error}); name another") from error
 
 
 def _for_each(items: Iterable[tuple[Path, str]], function: Callable[[Path, str], None]) -> None:

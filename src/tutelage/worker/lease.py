@@ -11,12 +11,11 @@ from tutelage.client.worker_api import WorkerApi
 from tutelage.errors import FencedError, NotFoundError, TutelageError
 from tutelage.worker.guard import now
 from tutelage.worker.guarded import GuardedProcess
-from tutelage.worker.signals import RunSignals
+from tutelage.worker.signals import RunSignals, Task
 
 LARGEST_MARGIN_SECONDS = 3.0
 MARGIN = 0.2
 """Part of a lease that is left for killing a process."""
-STOP_SECONDS = 1.0
 
 
 class LeaseKeeper:
@@ -41,6 +40,7 @@ class LeaseKeeper:
         self._run_id = run_id
         self._signals = signals
         self._every = every
+        self._patience = lease_seconds / 4
         self._reached = reached
         self._missed = missed
         self._deadline = asked_at + kept_for(lease_seconds)
@@ -67,31 +67,35 @@ class LeaseKeeper:
             process.extend(self._deadline)
 
     def stop(self) -> None:
-        """No more heartbeats; one that waits for an answer does not hold the worker up."""
+        """No more heartbeats."""
         self._stopped.set()
-        self._thread.join(STOP_SECONDS)
+        self._signals.tell()
+        self._thread.join()
 
     def _run(self) -> None:
         # At once: a claim that waited for its job was asked for long before the lease began.
-        pause = 0.0
-        while not self._stopped.wait(pause):
-            pause = self._every
-            asked_at = now()
-            try:
-                renewal = self._api.heartbeat(self._run_id, patience=0.0)
-            except (FencedError, NotFoundError):
-                self._signals.fence()
-                return
-            except ServerError as error:
-                self._missed(error)
-                pause = min(self._every, 1.0)
-                continue
-            except TutelageError as error:
-                self._signals.break_off(f"the lease cannot be renewed ({error})")
-                return
+        while not self._stopped.is_set():
+            # One that gets no answer, on a connection that is dead without knowing it, does not hold up the next.
+            beat = Task(self._beat, name="heartbeat", told=self._signals.tell)
+            self._signals.wait(lambda beat=beat: beat.done or self._stopped.is_set(), self._patience)
+            self._stopped.wait(self._every)
+
+    def _beat(self) -> None:
+        asked_at = now()
+        try:
+            renewal = self._api.heartbeat(self._run_id, patience=0.0)
+        except (FencedError, NotFoundError):
+            self._stopped.set()
+            self._signals.fence()
+        except ServerError as error:
+            self._missed(error)
+        except TutelageError as error:
+            self._stopped.set()
+            self._signals.break_off(f"the lease cannot be renewed ({error})")
+        else:
             self._reached()
             with self._lock:
-                self._deadline = asked_at + kept_for(renewal.lease_seconds)
+                self._deadline = max(self._deadline, asked_at + kept_for(renewal.lease_seconds))
                 if self._process is not None:
                     self._process.extend(self._deadline)
             self._signals.tell()

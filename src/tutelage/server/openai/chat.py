@@ -9,7 +9,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.errors import NotFoundError
+from tutelage.errors import NotServedError
 from tutelage.jobs.listing import Serving
 from tutelage.server.authentication import Parts, Reader
 from tutelage.server.own.bodies import Identity
@@ -69,7 +69,7 @@ async def _handed_on(answer: httpx.Response) -> AsyncIterator[bytes]:
 def _serving(parts: Services, organization: str, model: str) -> Serving:
     found = [serving for serving in parts.listing.serving(organization) if model in serving.models]
     if not found:
-        raise NotFoundError(f"{model}: no running job serves it; deploy it first: client.api.deploy('{model}').up()")
+        raise NotServedError(f"{model}: no running job serves it; deploy it first: client.api.deploy('{model}').up()")
     return found[-1]
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.errors import JobError
-from tutelage.jobs.access import Scope
+from tutelage.jobs.records import Scope
 from tutelage.jobs.stored_files import PURPOSE
 from tutelage.server.authentication import AnyPrincipal, Json, Parts, Reader, Submitter
 from tutelage.server.file_rows import checked_purpose

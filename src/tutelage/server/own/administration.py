@@ -5,8 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 import tutelage
-from tutelage.jobs.access import Scope, Token
-from tutelage.jobs.listing import Cost
+from tutelage.jobs.records import Cost, Scope, Token
 from tutelage.server.authentication import Admin, AnyPrincipal, Parts, Reader
 from tutelage.server.own.bodies import CreatedToken, Identity, Me, NewTokenBody, Organization, Page, SecretValue
 

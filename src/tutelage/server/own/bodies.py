@@ -5,9 +5,8 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from tutelage.jobs.access import Scope, Token
 from tutelage.jobs.kinds import JobRequest
-from tutelage.jobs.records import Job
+from tutelage.jobs.records import Job, Scope, Token
 
 Item = TypeVar("Item")
 Identity = Annotated[str, Field(max_length=200)]

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from tutelage.jobs.listing import Explanation, JobFilter
-from tutelage.jobs.records import Job
+from tutelage.jobs.listing import JobFilter
+from tutelage.jobs.records import Explanation, Job
 from tutelage.jobs.status import JobStatus
 from tutelage.server.authentication import Parts, Reader, Submitter
 from tutelage.server.own.bodies import FindJobs, Identity, JobChange, NewJob, Page

@@ -2,10 +2,9 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, HTTPException, Path, Query
 
-from tutelage.jobs.event_log import Series
-from tutelage.jobs.records import Job, Renewal, Run
+from tutelage.jobs.records import Job, Renewal, Run, Series
 from tutelage.jobs.status import JobStatus
 from tutelage.server.authentication import AnyPrincipal, Parts, Reader, Submitter, WorkerPrincipal, require_writer
 from tutelage.server.own.bodies import Identity, NewScriptRun, Page, RunEnd, Serving
@@ -55,8 +54,11 @@ def heartbeat(run_id: RunPath, parts: Parts, who: WorkerPrincipal) -> Renewal:
 
 
 @router.post("/{run_id}/finish")
-def finish(run_id: RunPath, body: RunEnd, parts: Parts, who: WorkerPrincipal) -> Job:
+def finish(run_id: RunPath, body: RunEnd, parts: Parts, who: AnyPrincipal) -> Job:
     """The run has ended. 409 where it was given up before."""
+    if who.run_id is not None:
+        raise HTTPException(403, f"{run_id}: its worker says how it ended, when its process has")
+    require_writer(parts, who, run_id)
     reason = parts.masking.masked(who.organization, body.reason)
     job = parts.queue.finish(who.organization, run_id, JobStatus(body.status), exit_code=body.exit_code, reason=reason)
     parts.access.forget_run_tokens(run_id)

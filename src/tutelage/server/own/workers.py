@@ -6,8 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.jobs.access import Scope
-from tutelage.jobs.records import Worker
+from tutelage.jobs.records import Scope, Worker
 from tutelage.jobs.registry import Registration
 from tutelage.jobs.requirements import Offer, cloud_type_of, hardware_of
 from tutelage.server.authentication import Parts, Reader, WorkerPrincipal

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Form, Path, Request
 from fastapi.responses import Response
 
 from tutelage.errors import JobError
-from tutelage.jobs.access import NewToken, Scope, Token, scopes_of
+from tutelage.jobs.access import NewToken, scopes_of
+from tutelage.jobs.records import Scope, Token
 from tutelage.server.authentication import Admin, Parts
 from tutelage.server.page.rendering import render, see
 

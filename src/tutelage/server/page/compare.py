@@ -25,6 +25,8 @@ TASK = ("score", "accuracy", "reward", "exact_match", "task")
 """Parts of names of measures of what was to be learned; the first that is there is the first choice."""
 PRIOR = ("prior", "mmlu", "capabilit", "kl_vs_base", "kl_base_vs_model", "delta_w_norm", "weight_diff_norm")
 """Parts of names of measures of what could be done before, or how far the model went from there."""
+PLACES = ("step", "epoch", "from_step")
+"""Numbers that say where, not how good."""
 LESS_IS_MORE = ("kl_", "_norm", "loss", "nll", "drift")
 
 RunIds = Annotated[list[str], Query(max_length=50)]
@@ -89,11 +91,11 @@ def measures_of(
     values: dict[str, list[float | None]] = {}
     for index, fields in enumerate(latest):
         for name, value in fields.items():
-            if _is_number(value) and name not in ("step", "epoch"):
+            if _is_number(value) and name not in PLACES:
                 values.setdefault(name, [None] * len(job_ids))[index] = float(value)
     for one in evaluated:
         for name, value in one.outputs.items():
-            if _is_number(value) and name != "step":
+            if _is_number(value) and name not in PLACES:
                 of = f" of {one.dataset}" if one.dataset else ""
                 row = values.setdefault(f"{name} ({one.kind}{of})", [None] * len(job_ids))
                 for index, job_id in enumerate(job_ids):

@@ -122,7 +122,7 @@ def _of_request(wanted: JobRequest) -> JobForm:
 def _of_job(job: Job) -> JobForm:
     return JobForm(
         kind=job.kind,
-        params=pretty(job.params),
+        params=pretty(_told(job)),
         prefix=job.id.partition("-")[0] if job.kind == "custom" else "",
         entrypoint=job.entrypoint or "",
         mounted_files=pretty(job.mounted_files),
@@ -131,6 +131,13 @@ def _of_job(job: Job) -> JobForm:
         allowed_hardware=", ".join(job.allowed_hardware or []),
         cloud_type=job.cloud_type.value,
     )
+
+
+def _told(job: Job) -> dict[str, Any]:
+    """The params without null, which of the kinds that are known here means the default."""
+    if job.kind == "custom":
+        return job.params
+    return {name: value for name, value in job.params.items() if value is not None}
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Form, HTTPException, Path, Query, Request
 from fastapi.responses import Response
 
+from tutelage.errors import TutelageError
 from tutelage.jobs.kinds import KINDS
 from tutelage.jobs.listing import JobFilter
 from tutelage.jobs.records import Job, Run
@@ -19,11 +20,16 @@ router = APIRouter(include_in_schema=False)
 
 PAGE_SIZE = 50
 MAX_RUNS = 50
+MAX_FILES = 300
+IN_PLOTS = ("samples", "logp")
+"""Purposes of files that come while a run goes on, many of them; its own page has them."""
 JobId = Annotated[str, Path(max_length=200)]
 Next = Annotated[str | None, Form(max_length=2000)]
+NEEDED = ("model", "loss", "training_file", "dataset", "input_file_id", "eval_name", "reward", "judge")
+"""Params without which the defaults of the others cannot be known; those that a kind does not have are left out."""
 NOTES = {
-    "same": "This work is a job already, and here it is. To run it once more, restart it; to make it another job, change "
-    "a param or set job_id_suffix.",
+    "same": "This work is a job already, and here it is. To run it once more, restart it; to make it another job, "
+    "change a param or set job_id_suffix.",
     "again": "This work was a job already; it waits for a worker again.",
 }
 """What a form has to say on the page that it leads to, by a word in the link."""
@@ -93,7 +99,8 @@ def show_job(
         run=runs[0] if runs else None,
         explanation=parts.listing.explain(who.organization, job_id) if job.status is JobStatus.PENDING else None,
         workers=records.worker_names(who.organization, [job.worker_id, *(run.worker_id for run in runs)]),
-        files=_of_newest(runs, [file for file in files if file.purpose != "samples"]),
+        files=_of_newest(runs, [file for file in files if file.purpose not in IN_PLOTS]),
+        params=_params(job),
         outputs=sorted(_outputs(job, runs).items()),
         objective=objective,
         note=NOTES.get(note),
@@ -126,6 +133,18 @@ def _link(chosen: dict[str, str], **changes: str) -> str:
     return f"/jobs?{urlencode(values)}" if values else "/jobs"
 
 
+def _params(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What somebody chose, and what is as it is by itself."""
+    needed = {name: job.params[name] for name in NEEDED if name in job.params}
+    try:
+        defaults = KINDS[job.kind].params(needed)
+    except (KeyError, TutelageError):
+        defaults = {}
+    given = {name: value for name, value in job.params.items() if value is not None}
+    chosen = {name: value for name, value in given.items() if name in needed or defaults.get(name, ...) != value}
+    return chosen, {name: value for name, value in given.items() if name not in chosen}
+
+
 def _outputs(job: Job, runs: list[Run]) -> dict[str, Any]:
     """What came out; of a job that has not ended, what its newest run has reported up to now."""
     if job.outputs is not None:
@@ -138,5 +157,5 @@ def _of_newest(runs: list[Run], files: list[Any]) -> list[Any]:
     for run in runs:
         own = sorted((file for file in files if file.run_id == run.id), key=lambda file: file.path)
         if own:
-            return own
+            return own[:MAX_FILES]
     return []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, func, select
 
 from tutelage.jobs.database import Database
 from tutelage.jobs.records import moment
@@ -15,8 +15,8 @@ from tutelage.jobs.rows import AnyRow
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import events, files, jobs, runs, workers
 
-MAX_FILES = 300
-MAX_EVENTS = 50
+MAX_FILES = 2000
+MAX_TAGGED = 50
 EVALUATIONS = ("multiple_choice", "logprob", "inspect_ai", "inference")
 
 
@@ -65,16 +65,25 @@ class PageRecords:
         self.database = database
 
     def files_of(self, organization: str, run_ids: Sequence[str], *, limit: int = MAX_FILES) -> list[ReportedFile]:
-        """Files that runs reported, newest first, of each path the newest."""
+        """Files that runs reported, newest first, of each path the newest; answers that were sampled among them."""
+        query = (
+            select(events, files.c.bytes, files.c.filename, files.c.purpose)
+            .join(runs, runs.c.id == events.c.run_id)
+            .outerjoin(files, and_(files.c.id == events.c.file_id, files.c.organization_id == organization))
+            .where(
+                runs.c.organization_id == organization,
+                events.c.run_id.in_(run_ids),
+                events.c.file_id.is_not(None),
+            )
+        )
+        newest: dict[tuple[str, str], ReportedFile] = {}
         with self.database.reading() as connection:
-            return _files(connection, organization, run_ids, limit, [])
+            for row in connection.execute(query.order_by(events.c.id.desc()).limit(limit)):
+                file = _file_of(row)
+                newest.setdefault((file.run_id, file.path), file)
+        return list(newest.values())
 
-    def samples_of(self, organization: str, run_id: str, *, limit: int = MAX_EVENTS) -> list[ReportedFile]:
-        """Files of answers that a run sampled, newest first."""
-        with self.database.reading() as connection:
-            return _files(connection, organization, [run_id], limit, [files.c.purpose == "samples"])
-
-    def tagged(self, run_id: str, tag: str, *, limit: int = MAX_EVENTS) -> list[dict[str, Any]]:
+    def tagged(self, run_id: str, tag: str, *, limit: int = MAX_TAGGED) -> list[dict[str, Any]]:
         """What the newest events with a tag hold, newest first. The run has to be the organisation's."""
         query = select(events.c.data).where(events.c.run_id == run_id, events.c.tag == tag)
         with self.database.reading() as connection:
@@ -82,7 +91,6 @@ class PageRecords:
 
     def newest_event(self, run_id: str) -> int:
         """The id of the newest event of a run, 0 where there is none."""
-        # By tag, so that the index is used whatever the statistics say.
         with self.database.reading() as connection:
             return int(
                 connection.execute(
@@ -152,33 +160,6 @@ class PageRecords:
             return {row.id: row.name for row in connection.execute(query)} if wanted else {}
 
 
-def _files(
-    connection: Connection,
-    organization: str,
-    run_ids: Sequence[str],
-    limit: int,
-    conditions: list[ColumnElement[bool]],
-) -> list[ReportedFile]:
-    query = (
-        select(events, files.c.bytes, files.c.filename, files.c.purpose)
-        .join(runs, runs.c.id == events.c.run_id)
-        .outerjoin(files, and_(files.c.id == events.c.file_id, files.c.organization_id == organization))
-        .where(
-            runs.c.organization_id == organization,
-            events.c.run_id.in_(run_ids),
-            events.c.file_id.is_not(None),
-            *conditions,
-        )
-        .order_by(events.c.id.desc())
-        .limit(limit)
-    )
-    newest: dict[tuple[str, str], ReportedFile] = {}
-    for row in connection.execute(query):
-        file = _file_of(row)
-        newest.setdefault((file.run_id, file.path), file)
-    return list(newest.values())
-
-
 def _file_of(row: AnyRow) -> ReportedFile:
     path = row.data.get("path")
     return ReportedFile(
@@ -195,6 +176,6 @@ def _file_of(row: AnyRow) -> ReportedFile:
 
 def _filenames(connection: Connection, organization: str, file_ids: Sequence[str]) -> dict[str, str]:
     query = select(files.c.id, files.c.filename).where(
-        files.c.organization_id == organization, or_(files.c.id.in_(file_ids))
+        files.c.organization_id == organization, files.c.id.in_(file_ids)
     )
     return {row.id: row.filename for row in connection.execute(query)}

@@ -12,7 +12,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import tutelage
-from tutelage.jobs.access import Principal, Scope
+from tutelage.jobs.access import Principal
+from tutelage.jobs.records import Scope
 from tutelage.server.authentication import COOKIE
 from tutelage.server.page import formats
 
@@ -31,6 +32,7 @@ PAGES: tuple[tuple[str, str, Scope], ...] = (
     ("/secrets", "Secrets", Scope.ADMIN),
 )
 """What the head of every page leads to."""
+PARTS_OF = {"/runs": "/jobs"}
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("tutelage.server.page", "templates"),
@@ -53,12 +55,13 @@ ENVIRONMENT.filters.update(
 def render(request: Request, who: Principal | None, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """A page. who: None where nobody is signed in."""
     now = datetime.now(timezone.utc)
+    first = "/" + request.url.path.lstrip("/").partition("/")[0]
     links = [(path, title) for path, title, scope in PAGES if who is not None and who.may(scope)]
     content = ENVIRONMENT.get_template(template).render(
         who=who,
         can_submit=who is not None and who.may(Scope.SUBMIT),
         links=links,
-        here="/" + request.url.path.lstrip("/").partition("/")[0],
+        here=PARTS_OF.get(first, first),
         signed_in=COOKIE in request.cookies,
         version=tutelage.__version__,
         now=now,

@@ -29,6 +29,8 @@ MAX_CHOICES = 60
 LOG_TAIL_BYTES = 48 * 1024
 """What the page itself holds of a log."""
 MAX_WARNINGS = 20
+MAX_FILES = 300
+MAX_SAMPLES = 200
 RunId = Annotated[str, Path(max_length=200)]
 Overlays = Annotated[list[str], Query(alias="with", max_length=50)]
 
@@ -44,31 +46,33 @@ def show_run(
 ) -> Response:
     """What a run prints, reports and leaves."""
     run = parts.listing.run(who.organization, run_id)
-    job = parts.listing.job(who.organization, run.job_id)
     records = PageRecords(parts.database)
+    values: Json = {
+        "run": run,
+        "job": parts.listing.job(who.organization, run.job_id),
+        "worker": records.worker_names(who.organization, [run.worker_id]).get(run.worker_id or ""),
+        "warnings": records.tagged(run_id, "warning", limit=MAX_WARNINGS),
+        "objective": objective,
+    }
+    if request.headers.get("hx-request") == "true":
+        return render(request, who, "run_state.html", **values)
     files = records.files_of(who.organization, [run_id])
-    beside = [other for other in dict.fromkeys(overlays) if other != run_id][:MAX_OVERLAYS]
+    beside = [other for other in dict.fromkeys(overlays) if other not in ("", run_id)][:MAX_OVERLAYS]
     drawn = records.runs(who.organization, ids=[run_id, *beside])
-    choices = [one for one in records.runs(who.organization, kind=job.kind, limit=MAX_CHOICES) if one not in drawn]
-    return render(
-        request,
-        who,
-        "run.html",
-        run=run,
-        job=job,
-        worker=records.worker_names(who.organization, [run.worker_id]).get(run.worker_id or ""),
-        objective=objective(job.params),
-        drawn=drawn,
-        names=names_of([*drawn, *choices]) if len(drawn) == 1 else names_of(drawn) | names_of(choices),
-        choices=choices,
-        room=MAX_OVERLAYS - len(beside),
-        latest=sorted(run.latest.items()),
-        log=_log_tail(parts, who, run),
-        checkpoints=_checkpoints(records, run, files),
-        warnings=records.tagged(run_id, "warning", limit=MAX_WARNINGS),
-        files=sorted((file for file in files if file.purpose != "samples"), key=lambda file: file.path),
-        samples=_samples(parts, records, who, run, files, samples),
-    )
+    kind = values["job"].kind
+    choices = [one for one in records.runs(who.organization, kind=kind, limit=MAX_CHOICES) if one not in drawn]
+    values |= {
+        "drawn": drawn,
+        "names": names_of([*drawn, *choices]),
+        "choices": choices,
+        "room": MAX_OVERLAYS - len(beside),
+        "latest": sorted(run.latest.items()),
+        "log": _log_tail(parts, who, run),
+        "checkpoints": _checkpoints(records, run, files),
+        "files": sorted((file for file in files if file.purpose != "samples"), key=lambda file: file.path)[:MAX_FILES],
+        "samples": _samples(parts, who, files, samples),
+    }
+    return render(request, who, "run.html", **values)
 
 
 @router.get("/runs/{run_id}/plots")
@@ -133,12 +137,10 @@ def _checkpoints(records: PageRecords, run: Run, files: list[ReportedFile]) -> l
     return [found[step] for step in sorted(found, reverse=True)]
 
 
-def _samples(
-    parts: Services, records: PageRecords, who: Principal, run: Run, files: list[ReportedFile], wanted: str
-) -> Json:
+def _samples(parts: Services, who: Principal, files: list[ReportedFile], wanted: str) -> Json:
     """Files of samples, and the answers in the newest or the wanted one."""
-    sampled = records.samples_of(who.organization, run.id)
-    sampled += [file for file in files if file.path == "samples.jsonl"]
+    sampled = [file for file in files if file.purpose == "samples"][:MAX_SAMPLES]
+    sampled += [file for file in files if file.path == "samples.jsonl" and file.purpose != "samples"]
     chosen = next((file for file in sampled if file.file_id == wanted), sampled[0] if sampled else None)
     rows = read_samples(parts, who.organization, chosen.file_id) if chosen is not None else []
     return {"files": sampled, "chosen": chosen, "rows": rows}

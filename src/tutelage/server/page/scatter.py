@@ -4,11 +4,13 @@ Not here: which measures there are (`compare.py`).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 560, 340
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 48
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 34, 48
+ROOM = 0.06
+"""Between the outermost points and the frame, as a part of their distance."""
 TICKS = 5
 
 
@@ -62,7 +64,7 @@ def scatter_of(points: Mapping[int, tuple[float, float]]) -> Scatter:
     )
 
 
-def _scale(ticks: Sequence[float], begin: float, end: float):
+def _scale(ticks: Sequence[float], begin: float, end: float) -> Callable[[float], float]:
     low, high = ticks[0], ticks[-1]
     return lambda value: round(begin + (value - low) / (high - low) * (end - begin), 1)
 
@@ -70,9 +72,9 @@ def _scale(ticks: Sequence[float], begin: float, end: float):
 def _ticks(values: Sequence[float]) -> list[float]:
     """Round numbers around all values, at least two of them."""
     low, high = min(values), max(values)
-    if not high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
-        room = abs(low) * 0.1 or 1.0
-        low, high = low - room, high + room
+    same = high - low <= 1e-12 * max(abs(low), abs(high))
+    room = (abs(low) * 0.1 or 1.0) if same else (high - low) * ROOM
+    low, high = low - room, high + room
     rough = (high - low) / (TICKS - 1)
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * times for times in (1, 2, 2.5, 5, 10) if unit * times >= rough * 0.999)

@@ -1,5 +1,6 @@
 """What tells runs apart on a page: short names, from the params in which they differ. Not here: looking runs up."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,19 +10,21 @@ from tutelage.server.page.records import RunChoice
 MAX_DIFFERENCES = 3
 LESS_TELLING = ("training_file", "test_file", "job_id_suffix", "meta", "output_dir")
 """Named only where nothing else differs."""
-MAX_VALUE = 40
+MAX_VALUE = 32
 
 
 def names_of(runs: Sequence[RunChoice]) -> dict[str, str]:
     """By the id of each run, its objective or kind and what it has that others have not, such as `sdft lr=0.0002`."""
     differing = _differing([run.params for run in runs])
-    names: dict[str, str] = {}
+    names = {run.id: what(run) for run in runs}
+    shared = len(set(names.values())) < len(runs)
+    # Options of one objective differ from those of every other one by being there at all.
+    everywhere = [name for name in differing if all(run.params.get(name) is not None for run in runs)]
+    telling = everywhere or (differing if shared else [])
     for run in runs:
-        told = [f"{name}={_short(run.params.get(name))}" for name in differing[:MAX_DIFFERENCES]]
-        names[run.id] = " ".join([what(run), *told])
-    taken: dict[str, int] = {}
-    for run in runs:
-        taken[names[run.id]] = taken.get(names[run.id], 0) + 1
+        told = [f"{name}={_short(run.params.get(name))}" for name in telling[:MAX_DIFFERENCES]]
+        names[run.id] = " ".join([names[run.id], *told])
+    taken = Counter(names.values())
     return {run_id: name if taken[name] == 1 else f"{name} {run_id[4:10]}" for run_id, name in names.items()}
 
 
@@ -32,15 +35,10 @@ def what(run: RunChoice) -> str:
 
 
 def _differing(params: Sequence[Mapping[str, Any]]) -> list[str]:
-    if len(params) < 2:
-        return []
+    """Names of options that runs have not in common, those that tell little only where there are no others."""
     names = sorted({name for one in params for name in one} - {"loss"})
     differing = [name for name in names if any(one.get(name) != params[0].get(name) for one in params[1:])]
-    telling = [name for name in differing if name not in LESS_TELLING]
-    # Options of one objective differ from those of every other one by being there at all.
-    everywhere = [name for name in telling if all(one.get(name) is not None for one in params)]
-    suffix = [name for name in differing if name == "job_id_suffix"]
-    return everywhere or telling or suffix or differing
+    return [name for name in differing if name not in LESS_TELLING] or differing
 
 
 def _short(value: Any) -> str:

@@ -80,6 +80,7 @@ class Plot {
       this.drawn = lines.length ? new uPlot(this.#options(lines), data, this.canvas) : null;
     }
     this.shown = lines;
+    this.figure.classList.toggle("many", lines.length > 1);
     this.#read(null);
   }
 
