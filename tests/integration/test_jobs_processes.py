@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import and_, event, func, or_, select
+from sqlalchemy import and_, event, func, insert, or_, select
 
 from tests.databases import (
     Scene,
@@ -34,7 +34,7 @@ from tutelage.jobs.status import JobStatus
 from tutelage.jobs.stored_files import FileStore
 from tutelage.jobs.tables import files, jobs, runs, workers
 
-JOBS, PROCESSES = 2000, 8
+JOBS, SUBMITTED, PROCESSES = 2000, 400, 8
 CLAIM_SECONDS = 60.0
 RUNNING = JobStatus.IN_PROGRESS
 
@@ -42,7 +42,7 @@ RUNNING = JobStatus.IN_PROGRESS
 def test_eight_processes_claim_two_thousand_jobs_each_once(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They submit them too, each its share. Two workers prefer a model, which takes the other way through SQL."""
+    """They submit some too, the rest are copies. Two workers prefer a model, which takes the other way through SQL."""
     database = Database(url)
     organization = new_organization(database)
     offers = [Offer(cached_models=("m",) if number < 2 else ()) for number in range(PROCESSES)]
@@ -65,7 +65,7 @@ def test_eight_processes_claim_two_thousand_jobs_each_once(
 
     def submit(own: Database, number: int) -> None:
         queue = Queue(own)
-        for at in range(number, JOBS, PROCESSES):
+        for at in range(number, SUBMITTED, PROCESSES):
             queue.submit(organization, submission(at, model="m" if at % 3 else None))
 
     def work(own: Database, number: int) -> None:
@@ -79,10 +79,26 @@ def test_eight_processes_claim_two_thousand_jobs_each_once(
                 elif listing.counts(organization)[JobStatus.PENDING] == 0:
                     return
 
-    submitting, working = all_at_once(submit), all_at_once(work)
+    submitting = all_at_once(submit)
+    database = Database(url)
+    with database.writing() as connection:
+        rows = [row._asdict() for row in connection.execute(select(jobs))]
+        assert len(rows) == SUBMITTED
+        for copy in range(1, JOBS // SUBMITTED):
+            connection.execute(
+                insert(jobs),
+                [
+                    {**row, "id": f"{row['id']}-{copy}", "queue_number": row["queue_number"] + copy * SUBMITTED}
+                    for row in rows
+                ],
+            )
+    database.close()
+    working = all_at_once(work)
     with capsys.disabled():
         name = url.partition(":")[0]
-        print(f"\n{name}: {PROCESSES} processes submit {JOBS} jobs in {submitting:.1f} s, run them in {working:.1f} s")
+        print(
+            f"\n{name}: {PROCESSES} processes submit {SUBMITTED} in {submitting:.1f} s, run {JOBS} in {working:.1f} s"
+        )
     claimed = [(tmp_path / f"{number}.txt").read_text().split() for number in range(PROCESSES)]
     everything = [job for some in claimed for job in some]
     assert len(everything) == len(set(everything)) == JOBS

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -38,10 +39,18 @@ class Model(ThreadingHTTPServer):
     """Answers by the name of the model that is asked for."""
 
     daemon_threads = False
+    request_queue_size = 128
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.seen = Seen()
+        self.connections: list[socket.socket] = []
+
+    def cut(self) -> None:
+        """Close what is open, kept connections too."""
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """That a reader goes away is what some tests are about."""
@@ -50,6 +59,10 @@ class Model(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Model
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections.append(self.connection)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -121,7 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
                 seen.sent += 1  # before it is sent: its reader may look at once
                 self._chunk(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
                 if name == "breaks off" and seen.sent == 2:
-                    self.connection.close()
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
                     return
             self._chunk("data: [DONE]\n\n")
             self.wfile.write(b"0\r\n\r\n")
@@ -160,6 +174,7 @@ def model() -> Iterator[Model]:
     yield server
     server.seen.go_on.set()
     server.shutdown()
+    server.cut()
     thread.join()
     server.server_close()
 
@@ -270,6 +285,14 @@ def test_a_model_that_is_gone_is_502_and_named(closed_server: Served, team: Api,
     with pytest.raises(openai.InternalServerError):
         client.chat.completions.create(model="hangs up", messages=HELLO)
     assert closed_server.logged().count("Traceback") == 0
+
+
+def test_a_kept_connection_that_the_model_has_closed_is_no_failure(client: OpenAI, model: Model) -> None:
+    """Servers close connections that were idle for some seconds; the next question goes over a new one."""
+    for number in range(5):
+        messages: Messages = [{"role": "user", "content": str(number)}]
+        assert client.chat.completions.create(model="ftjob-1/my model", messages=messages)
+        model.cut()
 
 
 def test_what_the_model_refuses_is_handed_on(client: OpenAI) -> None:

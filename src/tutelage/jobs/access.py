@@ -21,6 +21,9 @@ from tutelage.jobs.tables import organizations, runs, secrets, tokens
 DEFAULT_ORGANIZATION = "default"
 PREFIX = "tut-"
 LAST_USED_EVERY_SECONDS = 60
+LAST_MOMENT = 253402300800.0
+"""The year 10000: what comes after cannot be shown."""
+MAX_NAME = 200
 
 
 def scopes_of(names: Sequence[str]) -> list[Scope]:
@@ -106,7 +109,7 @@ class Access:
         granted = [scope for scope in Scope if scope in set(scopes)]
         if not granted:
             raise JobError(f"token '{name}': give it a scope, one of {', '.join(scope.value for scope in Scope)}")
-        if expires_at is not None and expires_at <= time.time():
+        if expires_at is not None and not time.time() < expires_at < LAST_MOMENT:
             raise JobError(f"token '{name}': its expiry is not in the future")
         secret = PREFIX + random.token_urlsafe(32)
         identity = f"token-{random.token_hex(8)}"
@@ -173,14 +176,16 @@ class Access:
 
     def set_secret(self, organization: str, name: str, value: str) -> None:
         """A secret that jobs get as an environment variable. Raises JobError for a name that is none."""
-        if not name.isidentifier() or not name.isascii():
+        if not name.isidentifier() or not name.isascii() or len(name) > MAX_NAME:
             raise JobError(f"'{name[:80]}' is no name of an environment variable; use letters, digits and _")
-        if "\0" in value:
-            raise JobError(f"{name}: a NUL cannot be in an environment variable; take it out")
+        if cleaned_text(value) != value:
+            raise JobError(f"{name}: a NUL or half a surrogate pair cannot be in an environment variable; take it out")
         row = {"ciphertext": self._cipher.encrypt(value.encode()), "updated_at": time.time()}
         with self.database.writing() as connection:
-            connection.execute(delete(secrets).where(secrets.c.organization_id == organization, secrets.c.name == name))
-            connection.execute(insert(secrets).values(organization_id=organization, name=name, **row))
+            connection.execute(insert_new(connection, secrets).values(organization_id=organization, name=name, **row))
+            connection.execute(
+                update(secrets).where(secrets.c.organization_id == organization, secrets.c.name == name).values(row)
+            )
 
     def secret_names(self, organization: str) -> list[str]:
         """Names only: nobody can read a value again."""

@@ -22,6 +22,7 @@ from tutelage.errors import ConfigError, JobError, StorageError
 
 BUSY_SECONDS = 60
 """How long a write of one process waits for that of another, on SQLite."""
+_MIGRATION_LOCK = 0x747574656C616765
 _WRITES = "tutelage_writes"
 
 
@@ -83,6 +84,8 @@ class Database:
         target = order[0] if revision == "head" else None if revision == "base" else revision
         down = here is not None and (target is None or order.index(target) > order.index(here))
         with self.writing() as connection:
+            if not self.is_sqlite:  # which has one writer; here two that begin at once would make the same tables
+                connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             (command.downgrade if down else command.upgrade)(config, revision)
 

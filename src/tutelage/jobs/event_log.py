@@ -9,17 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from tutelage.errors import JobError
 from tutelage.jobs.database import Database
 from tutelage.jobs.plain_json import cleaned, cleaned_text
 from tutelage.jobs.records import Event, Series
-from tutelage.jobs.rows import AnyRow, event_of, require_job, require_live_run, require_run
+from tutelage.jobs.rows import AnyRow, event_of, insert_new, require_job, require_live_run, require_run
 from tutelage.jobs.tables import events, runs
 
 MAX_EVENT_BYTES = 256 * 1024
 MAX_LATEST_FIELDS = 2000
+MAX_CLIENT_ID = 200
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,19 @@ class EventLog:
 
         Raises NotFoundError, FencedError, and JobError for one that is too large.
         """
-        rows = {event.client_id: _row(run_id, event) for event in new}
+        rows: dict[str, dict[str, Any]] = {}
+        for event in new:
+            row = _row(run_id, event)
+            rows.setdefault(row["client_id"], row)
         with self.database.writing() as connection:
             run = require_live_run(connection, organization, run_id)
-            known = set(
-                connection.execute(
-                    select(events.c.client_id).where(events.c.run_id == run_id, events.c.client_id.in_(list(rows)))
-                ).scalars()
-            )
-            added = [row for client_id, row in rows.items() if client_id not in known]
+            added: list[dict[str, Any]] = []
+            if rows:
+                # Not looked for before: without statistics PostgreSQL would read all events of the run for that.
+                insertion = insert_new(connection, events).returning(events.c.client_id)
+                fresh = set(connection.execute(insertion, list(rows.values())).scalars())
+                added = [row for client_id, row in rows.items() if client_id in fresh]
             if added:
-                connection.execute(insert(events), added)
                 latest = merged(run.latest, (row["data"] for row in added))
                 connection.execute(update(runs).where(runs.c.id == run_id).values(latest=latest))
             return len(added)
@@ -122,9 +125,11 @@ class EventLog:
                 .subquery()
             )
             stride = (numbered.c.count - 1) // points + 1
-            kept = select(numbered.c.id).where((numbered.c.count - numbered.c.number) % stride == 0)
             rows = connection.execute(
-                select(events.c.tag, events.c.step, events.c.data).where(events.c.id.in_(kept)).order_by(events.c.id)
+                select(events.c.tag, events.c.step, events.c.data, numbered.c.number)
+                .join(numbered, numbered.c.id == events.c.id)
+                .where((numbered.c.count - numbered.c.number) % stride == 0)
+                .order_by(events.c.id)
             ).all()
         return _series_of(rows)
 
@@ -146,16 +151,28 @@ def _row(run_id: str, event: NewEvent) -> dict[str, Any]:
         raise JobError(
             f"event of {size} bytes: more than {MAX_EVENT_BYTES} are not taken; log a file: run.log(data, file=…)"
         )
+    client_id = cleaned_text(event.client_id)
+    if len(client_id) > MAX_CLIENT_ID:
+        raise JobError(f"event '{client_id[:40]}…': its id is longer than {MAX_CLIENT_ID} characters; use a UUID")
     step, tag = data.get("step"), data.get("tag")
     return {
         "run_id": run_id,
-        "client_id": cleaned_text(event.client_id),
+        "client_id": client_id,
         "created_at": time.time(),
         "tag": tag[:100] if isinstance(tag, str) else "",
-        "step": step if isinstance(step, int) else None,
+        "step": _whole(step),
         "data": data,
-        "file_id": event.file,
+        "file_id": cleaned_text(event.file) if event.file is not None else None,
     }
+
+
+def _whole(step: Any) -> int | None:
+    """A step as a whole number; JSON from elsewhere may write 3 as 3.0."""
+    if isinstance(step, bool):
+        return None
+    if isinstance(step, float) and step.is_integer() and abs(step) < 2**53:
+        return int(step)
+    return step if isinstance(step, int) else None
 
 
 def _runs_of(connection: Connection, job_id: str) -> Iterable[str]:
@@ -171,8 +188,9 @@ def _page(connection: Connection, run_ids: list[str], after: int, limit: int) ->
 
 def _series_of(rows: Sequence[AnyRow]) -> list[Series]:
     found: dict[tuple[str, str], Series] = {}
-    for number, row in enumerate(rows):
-        step = row.step if row.step is not None else number
+    for row in rows:
+        # Without a step, its place among the events of its tag.
+        step = row.step if row.step is not None else row.number - 1
         for name, value in row.data.items():
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
                 series = found.setdefault((row.tag, name), Series(row.tag, name, [], []))

@@ -25,7 +25,7 @@ from tutelage.jobs.params import (
     LogProbParams,
     MultipleChoiceParams,
 )
-from tutelage.jobs.plain_json import cleaned, require_finite
+from tutelage.jobs.plain_json import cleaned, cleaned_text, require_finite
 from tutelage.jobs.records import Submission
 from tutelage.jobs.requirements import CloudType, Requirement, cloud_type_of, hardware_of
 
@@ -98,7 +98,7 @@ def _training_files(flat: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 KINDS: Mapping[str, Kind] = {
     "fine_tuning": Kind("ftjob", training_params),
-    "weighted_sft": Kind("sftjob", training_params),
+    "weighted_sft": Kind("sftjob", lambda options: training_params({"eval_every_n_steps": "log", **options})),
     "inference": Kind("infjob", _checked_by(InferenceParams), files=("input_file_id",)),
     "logprob": Kind("lpjob", _checked_by(LogProbParams), files=("dataset",)),
     "multiple_choice": Kind("mcjob", _checked_by(MultipleChoiceParams), files=("dataset",)),
@@ -186,7 +186,7 @@ def _entrypoint(request: JobRequest) -> str | None:
         raise JobError(
             f"entrypoint: longer than {MAX_ENTRYPOINT} characters, or with a NUL in it; mount a script instead"
         )
-    return request.entrypoint
+    return cleaned_text(request.entrypoint)
 
 
 def _requirement(request: JobRequest, kind: Kind) -> Requirement:
@@ -195,7 +195,7 @@ def _requirement(request: JobRequest, kind: Kind) -> Requirement:
         raise JobError(f"requires_vram_gb: {vram:g} is none; give gigabytes of GPU memory, 0 for none")
     hardware = request.allowed_hardware
     return Requirement(
-        image=request.image,
+        image=cleaned_text(request.image) if request.image else None,
         allowed_hardware=tuple(sorted({hardware_of(one) for one in hardware})) if hardware is not None else None,
         requires_vram_gb=float(vram),
         cloud_type=cloud_type_of(request.cloud_type) if request.cloud_type else CloudType.SECURE,

@@ -67,11 +67,12 @@ class Listing:
                 return [job_of(row) for row in connection.execute(query.limit(limit))]
             rows = connection.execute(query.execution_options(yield_per=500))
             found: list[Job] = []
-            for row in rows:
-                if contains(row.params, wanted.params):
-                    found.append(job_of(row))
-                if len(found) == limit:
-                    break
+            with rows:  # PostgreSQL keeps the rest for us until it is closed
+                for row in rows:
+                    if contains(row.params, wanted.params):
+                        found.append(job_of(row))
+                    if len(found) == limit:
+                        break
             return found
 
     def job(self, organization: str, job_id: str) -> Job:

@@ -9,7 +9,11 @@ from tutelage.jobs.identity import FILE_ID
 
 MAX_PATH = 1024
 MAX_MOUNTS = 10_000
-_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
+MAX_PART = 255
+"""Bytes of one name in a path, on every usual file system."""
+OF_THE_WORKER = ("params.json", "job.json", "uploads")
+"""What a run's folder holds anyway."""
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
 def checked_target(target: str) -> PurePosixPath:
@@ -22,6 +26,8 @@ def checked_target(target: str) -> PurePosixPath:
     path = PurePosixPath(target)
     if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", target) or target.startswith("~"):
         raise JobError(f"mount target {shown}: it leads out of the job's folder; give a path inside it, without '..'")
+    if any(len(part.encode()) > MAX_PART for part in path.parts):
+        raise JobError(f"mount target {shown}: a name in it is longer than {MAX_PART} bytes; shorten it")
     if not path.parts:
         raise JobError(f"mount target {shown}: this is the job's folder itself; name the file in it")
     return path
@@ -34,6 +40,8 @@ def checked_mounts(mounts: Mapping[str, str]) -> dict[str, str]:
     checked: dict[str, str] = {}
     for target, file_id in mounts.items():
         path = checked_target(target).as_posix()
+        if path in OF_THE_WORKER:
+            raise JobError(f"mount target '{path}': the worker puts its own there; rename the target")
         if not FILE_ID.fullmatch(file_id):
             raise JobError(f"mounted_files: '{file_id[:80]}' is not the id of a file; upload it first")
         if path in checked and checked[path] != file_id:

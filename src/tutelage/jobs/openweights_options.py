@@ -42,11 +42,14 @@ def _callback(item: Any, every: Any) -> Any:
         return item
     values = dict(cast("Mapping[str, Any]", item))
     values.pop("batch_size", None)  # of the sampling alone; no answer depends on it
+    written_for_openweights = "dataset" in values
     for theirs, ours in CALLBACK.items():
         if theirs in values:
             if ours in values:
                 raise ConfigError(f"sampling_callbacks: '{theirs}' and '{ours}' are the same option; leave out one")
             values[ours] = values.pop(theirs)
+    if written_for_openweights:  # what is left out is what it is there
+        values = {"every_n_steps": 10, "max_new_tokens": 600, "temperature": 0.0} | values
     if values.get("every_n_steps") == "log":
         values["every_n_steps"] = every
     unknown = next((name for name in values if name not in SamplingCallback.model_fields), None)

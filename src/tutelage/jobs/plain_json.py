@@ -1,11 +1,13 @@
 """JSON from outside as every database keeps it: finite numbers, no NUL, no half surrogate pairs, not too deep."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
 from tutelage.errors import JobError
 
+_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 MAX_DEPTH = 64
 LARGEST_INTEGER = 2**63 - 1
 
@@ -48,7 +50,7 @@ def cleaned(value: Any, what: str, depth: int = 0) -> Any:
 
 def cleaned_text(text: str) -> str:
     """The text without what PostgreSQL or UTF-8 have no place for."""
-    return text.replace("\0", "\ufffd").encode("utf-8", errors="replace").decode("utf-8")
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def _as_float(value: int) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tutelage.errors import ConfigError, nearest
 from tutelage.jobs.identity import HEX_DIGITS, canonical_json
+from tutelage.jobs.plain_json import cleaned_text
 
 
 class CloudType(str, Enum):
@@ -122,7 +123,7 @@ def cloud_type_of(value: str, *, of_worker: bool = False) -> CloudType:
     return CloudType(value.upper())
 
 
-_COUNT = re.compile(r"^(\d+)\s*x?\s+(\S.*)$", re.IGNORECASE)
+_COUNT = re.compile(r"^(\d+)(?:\s*x\s*|\s+)(\S.*)$", re.IGNORECASE)
 
 
 def hardware_of(value: str) -> str:
@@ -130,7 +131,7 @@ def hardware_of(value: str) -> str:
 
     Raises ConfigError for none and for no name.
     """
-    text = " ".join(value.split())
+    text = " ".join(cleaned_text(value).split())
     if text.lower() == "cpu":
         return "cpu"
     match = _COUNT.match(text)

@@ -72,15 +72,15 @@ class RunLogs:
         with self.database.reading() as connection:
             run = require_run(connection, organization, run_id)
             wanted = start if start >= 0 else max(0, run.log_bytes + start)
-            begin = max(wanted, run.log_start)
+            begin = min(max(wanted, run.log_start), run.log_bytes)
             first = connection.execute(
                 select(log_chunks.c.start)
                 .where(log_chunks.c.run_id == run_id, log_chunks.c.start <= begin)
                 .order_by(log_chunks.c.start.desc())
                 .limit(1)
             ).scalar()
-            if first is None or begin >= run.log_bytes:
-                return LogPart(min(begin, run.log_bytes), b"", max(0, begin - wanted))
+            if first is None or begin == run.log_bytes:
+                return LogPart(begin, b"", max(0, begin - wanted))
             content = bytearray()
             chunks = connection.execute(
                 select(log_chunks.c.start, log_chunks.c.content)
@@ -88,8 +88,9 @@ class RunLogs:
                 .order_by(log_chunks.c.start)
                 .execution_options(yield_per=50)
             )
-            for chunk in chunks:
-                content += chunk.content[max(0, begin - chunk.start) :]
-                if len(content) >= limit:
-                    break
+            with chunks:  # PostgreSQL keeps the rest for us until it is closed
+                for chunk in chunks:
+                    content += chunk.content[max(0, begin - chunk.start) :]
+                    if len(content) >= limit:
+                        break
             return LogPart(begin, bytes(content[:limit]), begin - wanted)
