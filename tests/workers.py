@@ -80,7 +80,7 @@ class WorkerProcess:
         with self.path.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-W", "error", "-c", _PROGRAM, url, str(folder), json.dumps(options)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -98,6 +98,10 @@ class WorkerProcess:
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
+
+    def close_input(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
     def kill(self) -> None:
         self.process.kill()
@@ -124,6 +128,7 @@ def worker_process() -> Iterator[Callable[..., WorkerProcess]]:
         if one.process.poll() is None:
             one.signal(signal.SIGCONT)
             one.kill()
+        one.close_input()
 
 
 def status(api: Api, job: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from tests.databases import WAITING_SECONDS, Scene, in_threads, new_organization
 from tutelage.errors import ConfigError, DataError, JobError, NotFoundError, StorageError
 from tutelage.jobs.database import Database
 from tutelage.jobs.identity import FileHash
+from tutelage.jobs.listing import Listing
 from tutelage.jobs.queue import Queue
 from tutelage.jobs.records import StoredFile
 from tutelage.jobs.stored_files import FileStore
@@ -260,13 +261,15 @@ def test_pages_of_files_hold_each_once(database: Database, tmp_path: Path, conte
 
 
 def test_a_job_needs_files_that_are_there(database: Database, shelf: Shelf) -> None:
-    file = shelf.keep(b"x")
-    shelf.store.require_all(shelf.organization, {file.id})
+    """All of them, of its own organisation; else there is no job."""
+    file, queue = shelf.keep(b"x").id, Queue(database)
+    needing = submission(mounted_files={"a": file})
     missing = "result:file-000000000000"
     with pytest.raises(NotFoundError, match=missing):
-        shelf.store.require_all(shelf.organization, {file.id, missing})
-    with pytest.raises(NotFoundError, match=file.id):
-        shelf.store.require_all(new_organization(database), {file.id})
-    assert Queue(database).submit(shelf.organization, submission(mounted_files={"a": file.id})).mounted_files == {
-        "a": file.id
-    }
+        queue.submit(shelf.organization, needing, files={file, missing})
+    other = new_organization(database)
+    with pytest.raises(NotFoundError, match=file):
+        queue.submit(other, needing, files={file})
+    listing = Listing(database)
+    assert listing.jobs(shelf.organization) == listing.jobs(other) == []
+    assert queue.submit(shelf.organization, needing, files={file}).mounted_files == {"a": file}

@@ -387,7 +387,7 @@ def test_a_slow_model_is_waited_for_and_stops_nobody(team: Api, client: OpenAI, 
 def test_bodies_that_a_model_should_not_get(team: Api, deployed: Running) -> None:
     """What cannot be JSON for another server is refused here, with 400."""
     for body in [
-        b'{"model": "slow", "messages": [], "temperature": NaN}',
+        b'{"model": "refuses", "messages": [], "temperature": NaN}',
         b'{"model": "slow", "messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"model": "refuses", "messages": [], "user": "\\ud800"}',
         b'{"model": "refuses", "messages": [], "\\ud800": 1}',

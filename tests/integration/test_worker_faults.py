@@ -32,7 +32,7 @@ import os, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        print(f"daemon={os.getpid()}", flush=True)
+        os.write(1, f"daemon={os.getpid()}\n".encode())
         time.sleep(600)
     os._exit(0)
 time.sleep(600)
@@ -250,3 +250,23 @@ def test_stopping_while_the_server_is_away(
     assert (code, seconds < 15) == (0, True), worker.output
     assert not is_alive(pid)
     assert "could not be told" in worker.output or "was not told" in worker.output
+
+
+def test_a_worker_whose_parent_is_gone_ends_when_its_job_has(
+    server: Served, api: Api, worker_process: Start, tmp_path: Path
+) -> None:
+    """As one beside a server that is killed: the job goes on, the next one is for somebody else."""
+    job = api.submit(entrypoint=f"echo id=$$; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done")
+    busy = worker_process(server.url, tmp_path / "worker", while_input_open=True)
+    pid = word(api, job, "id")
+    idle = worker_process(server.url, tmp_path / "worker", while_input_open=True)
+    for one in (busy, idle):
+        one.close_input()
+    assert idle.process.wait(30) == 0
+    following = api.submit(entrypoint="true")
+    assert is_alive(pid)
+    (tmp_path / "go").touch()
+    assert busy.process.wait(30) == 0
+    assert "the process that started it has ended" in busy.output
+    assert (ended(api, job)["status"], status(api, following)) == ("completed", "pending")
+    api.ok("POST", f"/api/jobs/{following['id']}/cancel")

@@ -57,7 +57,8 @@ def test_durations_have_two_units(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1400, "1.4 kB"), (123456, "123 kB"), (3.3e6, "3.3 MB"), (5e12, "5.0 TB")]
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1400, "1.4 kB"), (123456, "123 kB"), (3.3e6, "3.3 MB"), (5e12, "5.0 TB")],
 )
 def test_sizes_count_in_thousands(count: float, text: str) -> None:
     """By hand."""
@@ -94,18 +95,18 @@ def test_parts_of_links_are_encoded_to_the_last_character() -> None:
         (" 10%\r 20%\r", " 20%"),
         ("windows\r\nlines\r\n", "windows\nlines\n"),
         ("\x1b[1;31mred\x1b[0m \x1b]0;title\x07text", "red text"),
-        ("\r\r\n", ""),
+        ("\r\r\n", "\n"),
         ("<script>", "<script>"),
     ],
 )
 def test_logs_are_shown_as_a_terminal_would_have(printed: str, shown: str) -> None:
     """By hand: a return goes to the beginning of the line, what follows is written over it."""
-    expected = shown if printed != "\r\r\n" else "\n"
-    assert formats.shown_log(printed) == expected
+    assert formats.shown_log(printed) == shown
 
 
 @pytest.mark.parametrize(
-    "elsewhere", [None, "", "jobs", "//example.com/jobs", "https://example.com", "/jobs\\x", "/jobs\r\nSet-Cookie: a=b", "/ü"]
+    "elsewhere",
+    [None, "", "jobs", "//example.com/jobs", "https://example.com", "/jobs\\x", "/jobs\r\nSet-Cookie: a=b", "/ü"],
 )
 def test_links_that_may_lead_elsewhere_are_not_followed(elsewhere: str | None) -> None:
     """Whatever a form or link names as the page to go on to."""

@@ -186,9 +186,10 @@ def test_mounted_files_are_where_they_should_be(tmp_path: Path) -> None:
     assert [(job / f"data/{number}").read_bytes() for number in range(50)] == [b"B", b"A"] * 25
 
 
-def test_a_job_may_mount_its_own_params(tmp_path: Path) -> None:
-    job = filled(tmp_path, Store({B: Stored("b", b"mine")}), mounted_files={"params.json": B})
-    assert (job / "params.json").read_bytes() == b"mine"
+@pytest.mark.parametrize("target", ["params.json", "job.json"])
+def test_what_the_worker_writes_is_not_mounted_over(tmp_path: Path, target: str) -> None:
+    with pytest.raises(JobError, match="mount target"):
+        filled(tmp_path, Store({B: Stored("b", b"mine")}), mounted_files={target: B})
 
 
 @pytest.mark.parametrize("changes", [{"params": {"f": B}}, {"mounted_files": {"b.txt": B}}])

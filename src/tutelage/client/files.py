@@ -16,7 +16,6 @@ from tutelage.client.errors import AccessError, ServerError
 from tutelage.client.http import Transport, path_of
 from tutelage.client.logs import log_parts
 from tutelage.client.results import File, decoded
-from tutelage.client.rows import check_rows
 from tutelage.errors import DataError, NotFoundError, OutputError
 from tutelage.jobs.identity import FILE_ID, FileHash
 
@@ -124,7 +123,7 @@ class Files:
     def check(self, file: BinaryIO | str | os.PathLike[str], purpose: str) -> None:
         """Raises DataError that lists the bad rows with their lines. Nothing is uploaded."""
         if isinstance(file, str | os.PathLike):
-            check_rows(Path(file), purpose)
+            _check(Path(file), purpose)
             return
         name = _name_of(file)
         with tempfile.TemporaryDirectory() as folder, _seekable(file) as content:
@@ -133,7 +132,7 @@ class Files:
             with copy.open("wb") as target:
                 shutil.copyfileobj(content, target, PART_BYTES)
             try:
-                check_rows(copy, purpose)
+                _check(copy, purpose)
             except DataError as error:
                 raise DataError(str(error).replace(str(copy), name).replace(copy.name, name)) from None
 
@@ -147,6 +146,13 @@ class Files:
             return self.get_by_id(seen.id(purpose))
         except (NotFoundError, AccessError):
             return None
+
+
+def _check(path: Path, purpose: str) -> None:
+    # Not before it is needed: a client that only asks for jobs starts sooner without.
+    from tutelage.data.purposes import checked_purpose
+
+    checked_purpose(path, purpose)
 
 
 def _file_of(content: object) -> File:

@@ -9,8 +9,7 @@ from tutelage.errors import JobError
 from tutelage.jobs.kinds import KINDS, NAME, JobRequest
 from tutelage.jobs.records import Job
 
-TYPES = {"fine_tuning": "fine-tuning", "weighted_sft": "fine-tuning", "api": "api"}
-SCRIPT_PREFIX = "sjob"
+TYPES = {"fine_tuning": "fine-tuning", "weighted_sft": "fine-tuning", "api": "api", "script": "script"}
 RESULT = "finetuned_model_id"
 TRAINED = re.compile(r"^(?:ftjob|sftjob)-[0-9a-f]{12}[^:]*")
 """A model that is the result of a job, without the checkpoint behind it."""
@@ -18,7 +17,7 @@ TRAINED = re.compile(r"^(?:ftjob|sftjob)-[0-9a-f]{12}[^:]*")
 
 def type_of(job: Job) -> str:
     """`fine-tuning`, `api`, `script` or `custom`: all that OpenWeights distinguishes."""
-    return "script" if job.id.startswith(f"{SCRIPT_PREFIX}-") else TYPES.get(job.kind, "custom")
+    return TYPES.get(job.kind, "custom")
 
 
 def params_of(job: Job) -> dict[str, Any]:

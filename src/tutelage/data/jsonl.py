@@ -6,13 +6,14 @@ What a row means is not known here (see conversations.py). All bad rows of a fil
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from tutelage.errors import DataError, nearest
+from tutelage.errors import DataError, TooLargeError, nearest
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LINE_BYTES = 256 * 1024 * 1024  # a few kilobytes of gzip can be one line of gigabytes
@@ -41,16 +42,23 @@ class BadLine:
     reason: str
 
 
-def read_json_lines(path: Path) -> Iterator[JsonLine | BadLine]:
+def read_json_lines(path: Path, max_bytes: int | None = None) -> Iterator[JsonLine | BadLine]:
     """The lines of a `.jsonl` or `.jsonl.gz` file in order; blank ones are left out.
 
     Only `\\n` ends a line, as JSON strings may hold every other line separator.
-    Raises DataError for a missing file, a folder, missing rights and broken gzip data.
+    Raises DataError for a missing file, a folder, missing rights and broken gzip data, and TooLargeError for more than
+    `max_bytes`, unpacked.
     """
+    left = math.inf if max_bytes is None else max_bytes
     with _open(path) as file:
         opened = gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
         try:
-            for number, raw in enumerate(iter(lambda: opened.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            number = 0
+            while raw := opened.readline(int(min(MAX_LINE_BYTES, left)) + 1):
+                number += 1
+                left -= len(raw)
+                if left < 0:
+                    raise TooLargeError(f"{path}: is more than {max_bytes} bytes, unpacked; upload it in parts")
                 if len(raw) > MAX_LINE_BYTES:
                     raise DataError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes; split it")
                 line = raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
@@ -71,38 +79,54 @@ def read_rows(path: Path, parse: Callable[[Mapping[str, Any], str], Row], what: 
     Raises one DataError that lists the rows for which `parse` raised DataError (with its place in the message), or
     says that the file is missing, empty or unreadable. what: how messages call the rows.
     """
+    return list(iterate_rows(path, parse, what))
+
+
+def iterate_rows(
+    path: Path,
+    parse: Callable[[Mapping[str, Any], str], Row],
+    what: str = "rows",
+    max_bytes: int | None = None,
+) -> Iterator[Row]:
+    """Like `read_rows`, one row at a time: memory for one, however long the file. Raises at the end.
+
+    max_bytes: of the file as it is read, unpacked if it was packed; TooLargeError beyond.
+    """
     path = Path(path)
-    rows: list[Row] = []
+    good = bad = 0
     problems: list[str] = []
-    for line in read_json_lines(path):
+    for line in read_json_lines(path, max_bytes):
         place = f"{path}:{line.number}"
-        if isinstance(line, BadLine):
-            problems.append(f"{place}: {line.reason}")
-            continue
         try:
-            rows.append(parse(line.row, place))
+            if isinstance(line, BadLine):
+                raise DataError(f"{place}: {line.reason}")
+            row = parse(line.row, place)
         except DataError as problem:
-            if isinstance(problem, WrongFileError) and not rows and not problems:
+            if isinstance(problem, WrongFileError) and not good and not bad:
                 raise
-            problems.append(str(problem))
-    if problems:
-        total = len(rows) + len(problems)
-        raise DataError(report_rows(f"{path}: {len(problems)} of {total} {what} cannot be used", problems))
-    if not rows:
+            bad += 1
+            if bad <= MAX_REPORTED_ROWS:
+                problems.append(str(problem))
+            continue
+        good += 1
+        yield row
+    if bad:
+        raise DataError(report_rows(f"{path}: {bad} of {good + bad} {what} cannot be used", problems, count=bad))
+    if not good:
         raise DataError(f"{path}: the file has no {what}; write one JSON object a line")
-    return rows
 
 
-def report_rows(headline: str, problems: Sequence[str], always_headline: bool = False) -> str:
+def report_rows(headline: str, problems: Sequence[str], always_headline: bool = False, count: int | None = None) -> str:
     """One message for many rows: the headline, the first 20 problems, a count of the rest.
 
-    A single problem speaks for itself, unless `always_headline`.
+    A single problem speaks for itself, unless `always_headline`. count: of all problems, if not all are given.
     """
-    if len(problems) == 1 and not always_headline:
+    count = len(problems) if count is None else count
+    if count == 1 and not always_headline:
         return problems[0]
     lines = [headline + ":", *problems[:MAX_REPORTED_ROWS]]
-    if len(problems) > MAX_REPORTED_ROWS:
-        lines.append(f"and {len(problems) - MAX_REPORTED_ROWS} more rows")
+    if count > MAX_REPORTED_ROWS:
+        lines.append(f"and {count - MAX_REPORTED_ROWS} more rows")
     return "\n  ".join(lines)
 
 

@@ -8,7 +8,7 @@ was given up nobody may. Rows are locked in one order: job, run, worker. Not her
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -25,6 +25,7 @@ from tutelage.jobs.rows import (
     insert_new,
     job_of,
     offer_of,
+    require_files,
     require_job,
     require_live_run,
     require_run,
@@ -34,6 +35,8 @@ from tutelage.jobs.status import JobStatus
 from tutelage.jobs.steps import cancel_job, end_run, queue_again, values_of_job, values_of_run
 from tutelage.jobs.tables import jobs, runs, workers
 
+SCRIPT = "script"
+"""The kind of jobs that no worker runs: they report about themselves."""
 LEASE_SECONDS = 30.0
 MAX_ATTEMPTS = 3
 MAX_SKIP = 10
@@ -59,13 +62,21 @@ class Queue:
         self.max_attempts = max_attempts
         self.max_skip = max_skip
 
-    def submit(self, organization: str, submission: Submission, submitted_by: str | None = None) -> Job:
+    def submit(
+        self,
+        organization: str,
+        submission: Submission,
+        submitted_by: str | None = None,
+        files: Collection[str] = (),
+    ) -> Job:
         """The job of this submission: a new one, or the one there is.
 
-        One that failed or was canceled waits again; of a pending one the conditions on the worker are updated.
+        One that failed or was canceled waits again; of a pending one the conditions on the worker are updated. files:
+        ids of those it reads, which have to be there. Raises NotFoundError.
         """
         identity = submission.id(organization)
         with self.database.writing() as connection:
+            require_files(connection, organization, files)
             values = values_of_job(connection, organization, submission, self.max_attempts, submitted_by)
             insert_it = insert_new(connection, jobs).values(id=identity, **values).returning(jobs.c.id)
             is_new = connection.execute(insert_it).first() is not None
@@ -180,6 +191,8 @@ class Queue:
         """
         with self.database.writing() as connection:
             job = require_job(connection, organization, job_identity, to_change=True)
+            if job.kind == SCRIPT:
+                raise JobError(f"{job_identity}: a script runs where it was started; start it there again")
             if JobStatus(job.status).is_final:
                 queue_again(connection, job)
             return job_of(require_job(connection, organization, job_identity))
@@ -198,7 +211,7 @@ class Queue:
         Nobody holds a lease on it; it ends when somebody ends or cancels it.
         """
         run_id, now = f"run-{secrets.token_hex(16)}", time.time()
-        submission = Submission("custom", "sjob", {}, Requirement(), entrypoint=cleaned_text(script))
+        submission = Submission(SCRIPT, "sjob", {}, Requirement(), entrypoint=cleaned_text(script))
         with self.database.writing() as connection:
             values = values_of_job(connection, organization, submission, self.max_attempts, submitted_by)
             identity = f"sjob-{secrets.token_hex(6)}"

@@ -1,6 +1,7 @@
 """From rows of the database to records, and statements that several modules use. Not here: transactions."""
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, Table, select, update
@@ -11,7 +12,7 @@ from tutelage.errors import FencedError, NotFoundError
 from tutelage.jobs.records import Event, Job, Run, StoredFile, Worker, moment
 from tutelage.jobs.requirements import Offer, Requirement
 from tutelage.jobs.status import JobStatus, require_transition
-from tutelage.jobs.tables import jobs, requirements, runs
+from tutelage.jobs.tables import files, jobs, requirements, runs
 
 AnyRow = Row[Unpack[tuple[Any, ...]]]
 
@@ -127,6 +128,15 @@ def require_job(connection: Connection, organization: str, job_id: str, *, to_ch
     if row is None:
         raise NotFoundError(f"{job_id}: there is no such job; list them with: tutelage jobs ls")
     return row
+
+
+def require_files(connection: Connection, organization: str, file_ids: Collection[str]) -> None:
+    """Nobody deletes these until the transaction ends. Raises NotFoundError for the first that is not there."""
+    query = select(files.c.id).where(files.c.organization_id == organization, files.c.id.in_(sorted(file_ids)))
+    there = set(connection.execute(query.with_for_update(read=True)).scalars()) if file_ids else set[str]()
+    missing = next((file_id for file_id in sorted(file_ids) if file_id not in there), None)
+    if missing is not None:
+        raise NotFoundError(f"{missing[:80]}: there is no such file; list them with: tutelage files ls")
 
 
 def require_run(connection: Connection, organization: str, run_id: str) -> AnyRow:

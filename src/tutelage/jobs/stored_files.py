@@ -96,11 +96,20 @@ class FileStore:
 
         suffix: of its name on this machine, for readers that go by it.
         """
-        upload = Upload(self.folder, organization, self.max_bytes, suffix)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            upload = Upload(self.folder, organization, self.max_bytes, suffix)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: cannot be written ({error.strerror}); free space there") from error
         try:
             yield upload
         finally:
             upload.close()
+
+    def remove_left_behind(self) -> None:
+        """Take away what uploads left here that a killed server never finished. Only while no other works here."""
+        for path in self.folder.glob("upload-*"):
+            path.unlink(missing_ok=True)
 
     def keep(self, organization: str, upload: Upload, *, purpose: str, filename: str) -> StoredFile:
         """Make a complete upload a file, or find that it is one already. Raises JobError, StorageError."""
@@ -198,12 +207,6 @@ class FileStore:
             if not connection.execute(select(exists().where(files.c.content_hash == content_hash))).scalar():
                 with contextlib.suppress(FileNotFoundError):
                     self._store.rm_file(self._path(content_hash))
-
-    def require_all(self, organization: str, file_ids: set[str]) -> None:
-        """Raises NotFoundError for the first that is not there."""
-        with self.database.reading() as connection:
-            for file_id in sorted(file_ids):
-                _require(connection, organization, file_id)
 
     def _path(self, content_hash: str) -> str:
         return f"{self._root}/{content_hash[:2]}/{content_hash}"

@@ -56,6 +56,9 @@ async def _expire(services: Services) -> None:
         except TutelageError as error:
             logger.warning("leases could not be looked at: %s", error)
             changed = []
+        except Exception:  # this loop must outlive everything: without it no lost job is ever tried again
+            logger.exception("leases could not be looked at")
+            changed = []
         if changed:
             services.notices.tell("pending")
         await asyncio.sleep(EXPIRE_EVERY_SECONDS)

@@ -1,6 +1,7 @@
 """What a request may cost before anybody looks at it: bytes and seconds; and headers that every answer has."""
 
 import asyncio
+import contextlib
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -8,29 +9,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tutelage.server.problems import problem
+from tutelage.server.problems import HEADERS, problem
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Of everything but uploads of files."""
 UPLOAD_PATH = "/v1/files"
 OVERHEAD_BYTES = 1024 * 1024
 """Of a multipart form around a file."""
+DRAINED_BYTES = 8 * 1024 * 1024
+DRAINED_SECONDS = 2.0
 CLOSE = {"Connection": "close"}
 """What still arrives belongs to no request."""
 SILENCE_SECONDS = 30.0
 """A body of which nothing arrives for this long is given up."""
-
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
-)
 
 
 # HTTPExceptions, since frameworks make a 400 of any other error while a body is read.
@@ -62,6 +53,7 @@ class Limits:
             return
         upload = scope["path"] == UPLOAD_PATH
         limit = self.max_file_bytes + OVERHEAD_BYTES if upload else MAX_BODY_BYTES
+        limited = _Body(receive, limit, self.silence_seconds)
         begun = False
 
         async def send_with_headers(message: Message) -> None:
@@ -69,12 +61,15 @@ class Limits:
             if message["type"] == "http.response.start":
                 begun = True
                 message = _with_headers(message)
+                if message["status"] >= 400 and not limited.complete:
+                    # Somebody is still sending what nobody wants: the connection ends here.
+                    await limited.drain()
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         if _declared(scope) > limit:
             await _refused(TooLarge(limit))(scope, receive, send_with_headers)
             return
-        limited = _Body(receive, limit, self.silence_seconds)
         try:
             await self.app(scope, limited, send_with_headers)
         except (TooLarge, TooSlow) as error:
@@ -91,10 +86,10 @@ class _Body:
         self._limit = limit
         self._silence_seconds = silence_seconds
         self._bytes = 0
-        self._complete = False
+        self.complete = False
 
     async def __call__(self) -> Message:
-        if self._complete:
+        if self.complete:
             return await self._receive()  # tells of a disconnect, which may take as long as the answer
         try:
             message = await asyncio.wait_for(self._receive(), self._silence_seconds)
@@ -102,10 +97,19 @@ class _Body:
             raise TooSlow(self._silence_seconds) from error
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
-            self._complete = not message.get("more_body", False)
+            self.complete = not message.get("more_body", False)
             if self._bytes > self._limit:
                 raise TooLarge(self._limit)
         return message
+
+    async def drain(self) -> None:
+        """Read on a little: who is nearly done finds the answer then, and not a connection that was cut."""
+        left, until = DRAINED_BYTES, asyncio.get_running_loop().time() + DRAINED_SECONDS
+        with contextlib.suppress(asyncio.TimeoutError, TooLarge):
+            while not self.complete and left > 0:
+                message = await asyncio.wait_for(self._receive(), until - asyncio.get_running_loop().time())
+                self.complete = message["type"] != "http.request" or not message.get("more_body", False)
+                left -= len(message.get("body", b""))
 
 
 def _declared(scope: Scope) -> int:

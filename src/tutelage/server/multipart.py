@@ -38,9 +38,13 @@ class _Reader:
         self._headers: dict[bytes, bytes] = {}
         self._name = ""
         self._is_file = False
+        self._parts = 0
         self._text = bytearray()
 
     def on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_FIELDS:
+            raise DataError(f"the form has more than {MAX_FIELDS} fields; send 'file' and 'purpose'")
         self._headers = {}
         self._text = bytearray()
 
@@ -59,8 +63,6 @@ class _Reader:
         self._name = options.get(b"name", b"").decode("utf-8", errors="replace")
         self._is_file = b"filename" in options
         if not self._is_file:
-            if len(self.form.fields) >= MAX_FIELDS:
-                raise DataError(f"the form has more than {MAX_FIELDS} fields; send 'file' and 'purpose'")
             return
         if self.begun_file:
             raise DataError("the form has two files; upload one at a time")

@@ -21,6 +21,18 @@ from tutelage.jobs.plain_json import cleaned_text
 logger = logging.getLogger(__name__)
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+)
+"""Of every answer."""
 MAX_MESSAGE = 10_000
 CODES = ((FencedError, "fenced"), (NotServedError, "model_not_served"))
 """For programs, which read no sentences."""
@@ -88,4 +100,6 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     logger.exception("%s %s", request.method, request.url.path, exc_info=error)
-    return problem(500, "the server met an error of its own, which is in its log; please report it")
+    # This leaves outside of the middleware that adds them to all others.
+    headers = {name.decode(): value.decode() for name, value in HEADERS}
+    return problem(500, "the server met an error of its own, which is in its log; please report it", headers=headers)

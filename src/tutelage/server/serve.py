@@ -36,6 +36,8 @@ def serve(settings: ServerSettings, *, with_worker: bool = True, say: Callable[[
             stack.enter_context(only_process_in(settings.home, "--home"))
         services = open_services(settings)
         stack.callback(services.close)
+        if settings.is_embedded:  # nobody else works in this home
+            services.files.remove_left_behind()
         listening = stack.enter_context(_listening(settings))
         url = _url(settings, listening)
         server = _Server(_config(services))

@@ -12,7 +12,6 @@ def submit(parts: Services, who: Principal, request: JobRequest) -> Job:
     Raises ConfigError and JobError for what is wrong with it, NotFoundError for a file that is not there.
     """
     submission = checked(request)
-    parts.files.require_all(who.organization, files_of(submission))
-    job = parts.queue.submit(who.organization, submission, who.token_id)
+    job = parts.queue.submit(who.organization, submission, who.token_id, files_of(submission))
     parts.notices.tell("pending")
     return job

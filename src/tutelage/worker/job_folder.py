@@ -160,8 +160,7 @@ def fill(folder: Path, claim: ClaimedJob, api: WorkerApi, cache: Path, check: Ca
     params = cast("dict[str, Any]", replaced(job.params, paths))
     params = resolve_models(api, params, cache, MODEL_FIELDS.get(job.kind, ()))
     for name, content in (("params.json", params), ("job.json", json.loads(json.dumps(asdict(job), default=_plain)))):
-        if not (folder / name).exists():  # a job may mount one of its own
-            write_json(folder / name, content)
+        write_json(folder / name, content)
 
 
 def _place(folder: Path, target: str) -> Path:

@@ -19,9 +19,11 @@ def _default_folder() -> Path:
 @dataclass(frozen=True)
 class WorkerSettings:
     """once: end after one job. max_idle: end after so many seconds without one; None, never. folder: of runs and of
-    models of other jobs; several workers may share it. images: container images it stands for; None, any. ignore_vram:
-    take jobs whatever memory they ask for. keep_runs: leave the folders of runs in `kept/`. grace: seconds between
-    SIGTERM and SIGKILL. log_limit: bytes of a run's log that are kept. cost_per_hour: US dollars."""
+    models of other jobs; several workers may share it. cost_per_hour: US dollars. images: container images it stands
+    for; None, any. ignore_vram: take jobs whatever memory they ask for. keep_runs: leave the folders of runs in
+    `kept/`. grace: seconds between SIGTERM and SIGKILL. while_input_open: claim jobs only while standard input, which
+    whoever started the worker holds, is open; the job that runs goes on to its end. log_limit: bytes of a run's log
+    that are kept."""
 
     name: str = field(default_factory=socket.gethostname)
     once: bool = False
@@ -33,4 +35,5 @@ class WorkerSettings:
     ignore_vram: bool = False
     keep_runs: bool = False
     grace: float = 12.0
+    while_input_open: bool = False
     log_limit: int = MAX_LOG_BYTES

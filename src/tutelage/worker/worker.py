@@ -85,6 +85,7 @@ class Worker:
         self._changed = RunSignals()
         self._of_run: RunSignals | None = None
         self._stopping: str | None = None
+        self._last_job: str | None = None
         self._gpus = Gpus()
         self._failures = 0
         self._idle_since = time.monotonic()
@@ -114,7 +115,16 @@ class Worker:
         if (of_run := self._of_run) is not None:
             of_run.stop()
 
+    def _follow_input(self) -> None:
+        while os.read(0, 1024):
+            pass
+        self._last_job = "the process that started it has ended"
+        if self._of_run is None:
+            self.stop(self._last_job)
+
     def _work(self) -> int:
+        if self.settings.while_input_open:
+            threading.Thread(target=self._follow_input, name="input", daemon=True).start()
         self._register()
         self._idle_since = time.monotonic()
         while self._stopping is None:
@@ -129,6 +139,8 @@ class Worker:
             self._do(*claimed)
             if self.settings.once:
                 self._stopping = self._stopping or "it was started for one job"
+            if self._last_job is not None:
+                self._stopping = self._stopping or self._last_job
         self._end(self._stopping or "it had no job for longer than --max-idle")
         return 0
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from tutelage.jobs.listing import JobFilter
+from tutelage.jobs.plain_json import cleaned_text
 from tutelage.jobs.records import Explanation, Job
 from tutelage.jobs.status import JobStatus
 from tutelage.server.authentication import Parts, Reader, Submitter
@@ -32,6 +33,7 @@ def list_jobs(
     after: Identity | None = None,
 ) -> Page[Job]:
     """Jobs, newest first. after: the id of the last job of the page before. search: in id, model and params."""
+    search = cleaned_text(search) if search else None
     wanted = JobFilter(status=status, kinds=[kind] if kind is not None else None, search=search)
     found = parts.listing.jobs(who.organization, wanted, limit=limit + 1, after=after)
     return Page(data=found[:limit], has_more=len(found) > limit)

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Path, Request
 from fastapi.responses import Response
+from pydantic import BaseModel, Field
 
 from tutelage.errors import JobError, TutelageError
 from tutelage.jobs.kinds import KINDS, JobRequest
@@ -21,27 +21,26 @@ from tutelage.server.problems import status_of
 from tutelage.server.submitting import submit
 
 router = APIRouter(include_in_schema=False)
-Field = Annotated[str, Form(max_length=200)]
-LongField = Annotated[str, Form(max_length=1_000_000)]
+Line = Annotated[str, Field(max_length=2000)]
+Text = Annotated[str, Field(max_length=1_000_000)]
 EXAMPLE = JobRequest(
     kind="custom", params={}, prefix="hello", entrypoint="echo hello", requires_vram_gb=0, cloud_type="SECURE"
 )
 
 
-@dataclass(frozen=True)
-class JobForm:
+class JobForm(BaseModel):
     """What stands in the fields, as text."""
 
-    kind: Field = ""
-    params: LongField = "{}"
-    prefix: Field = ""
-    entrypoint: LongField = ""
-    mounted_files: LongField = "{}"
-    image: Field = ""
-    requires_vram_gb: Field = ""
-    allowed_hardware: Annotated[str, Form(max_length=2000)] = ""
-    cloud_type: Field = CloudType.SECURE.value
-    timeout: Field = ""
+    kind: Line = ""
+    params: Text = "{}"
+    prefix: Line = ""
+    entrypoint: Text = ""
+    mounted_files: Text = "{}"
+    image: Line = ""
+    requires_vram_gb: Line = ""
+    allowed_hardware: Line = ""
+    cloud_type: Line = CloudType.SECURE.value
+    timeout: Line = ""
 
     def request(self) -> JobRequest:
         """Raises JobError for what is no JSON, no number or no time."""

@@ -24,7 +24,8 @@ class _Static(StaticFiles):
 
 def mount_page(app: FastAPI) -> None:
     """Serve the page from `/` on. Called once, after the handlers of errors were added."""
-    for module in (jobs, job_form, runs, compare, files, workers, administration, sign_in):
+    # `job_form` first: `/jobs/new` is no job.
+    for module in (job_form, jobs, runs, compare, files, workers, administration, sign_in):
         app.include_router(module.router)
     app.mount("/static", _Static(directory=STATIC), name="static")
     add_page_problems(app)

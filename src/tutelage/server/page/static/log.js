@@ -52,10 +52,21 @@ export class LogText {
 
   /** Whole lines go into text nodes of some size, so that old ones can go without a look at new ones. */
   #complete(text) {
+    if (text.length > MAX_CHARACTERS) {
+      text = text.slice(text.indexOf("\n", text.length - MAX_CHARACTERS) + 1);
+      this.cut.hidden = false;
+    }
     this.characters += text.length;
     const block = this.last.previousSibling;
-    if (block && block.length + text.length < MAX_BLOCK) block.appendData(text);
-    else this.pre.insertBefore(document.createTextNode(text), this.last);
+    if (block && block.length + text.length < MAX_BLOCK) {
+      block.appendData(text);
+      return;
+    }
+    for (let start = 0; start < text.length;) {
+      const end = text.indexOf("\n", start + MAX_BLOCK) + 1 || text.length;
+      this.pre.insertBefore(document.createTextNode(text.slice(start, end)), this.last);
+      start = end;
+    }
   }
 
   #forget() {

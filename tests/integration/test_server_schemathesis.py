@@ -1,0 +1,50 @@
+"""schemathesis over the whole API: no 5xx anywhere, and every answer is as the OpenAPI document says.
+
+A process of its own, since it brings its own plugins and warnings; bounded in time, and the same requests every time.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.served import Served, conversation, jsonl, served
+
+SECONDS = 70
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "use_after_free",
+)
+"""All but: whether what the schema allows is taken (there are rules between fields), and `Allow` of 405 (Starlette
+names one method of several)."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("fuzzed"), migrated=migrated_sqlite) as running:
+        yield running
+
+
+def test_answers_are_those_of_the_document(server: Served, tmp_path: Path) -> None:
+    # Without tokens: among all requests is one that revokes its own.
+    api = server.api()
+    # Something of everything, so that ids can be found and used.
+    file = api.upload(jsonl([conversation()]), "fine-tune")["id"]
+    running = api.running(api.ok("POST", "/v1/fine_tuning/jobs", {"model": "smollm2", "training_file": file}))
+    api.report(running.run_id, {"tag": "train", "step": 1, "loss": 1.0})
+    api.print(running.run_id, 0, b"hello\n")
+    program = "import sys; from schemathesis.cli import schemathesis; schemathesis(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "--no-color", "run", f"{server.url}/openapi.json"]
+    command += ["--checks", ",".join(CHECKS)]
+    command += ["--max-examples", "10", "--max-time", str(SECONDS), "--generation-deterministic", "--no-shrink"]
+    command += ["--continue-on-failure", "--request-timeout", "20", "--suppress-health-check", "all"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS + 60, check=False)
+    assert "Tested: " in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "Traceback" not in server.logged()
