@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 30.0
 """Seconds after which a wait that should have ended fails its test in place of hanging it."""
+LONG = 600.0
+"""Seconds of a lease where many tests share a server: nobody sends heartbeats for what they began."""
 ALL_SCOPES = tuple(Scope)
 CUSTOM: dict[str, Any] = {"kind": "custom", "entrypoint": "true"}
 
@@ -362,14 +364,15 @@ def processes() -> Iterator[Callable[..., Process]]:
 @pytest.fixture(scope="module")
 def open_server(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Served]:
     """On loopback, without tokens; shared by the tests of a module."""
-    with served(tmp_path_factory.mktemp("open"), migrated=migrated_sqlite) as running:
+    with served(tmp_path_factory.mktemp("open"), migrated=migrated_sqlite, lease_seconds=LONG) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def closed_server(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Served]:
     """Tokens are required; shared by the tests of a module."""
-    with served(tmp_path_factory.mktemp("closed"), migrated=migrated_sqlite, require_tokens=True) as running:
+    home = tmp_path_factory.mktemp("closed")
+    with served(home, migrated=migrated_sqlite, require_tokens=True, lease_seconds=LONG) as running:
         yield running
 
 

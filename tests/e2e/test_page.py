@@ -456,9 +456,38 @@ def test_log_and_plots_grow_while_a_run_reports(admin: Api, own_server: Served, 
     assert page.evaluate("document.querySelector('.plot[data-field=kl_vs_base] canvas').toDataURL()") != before
     page.locator(".plot[data-field=brand_new]").wait_for(state="attached")
     assert page.locator("h1 .badge").inner_text() == "in progress"
+    # The rest of the page follows every few seconds.
+    page.evaluate("htmx.trigger('#live', 'every', {}, false)")
+    page.locator("#found tr", has=page.get_by_role("rowheader", name="brand_new")).wait_for()
     admin.finish(running.run_id, "failed", exit_code=3, reason="the process ended with exit code 3")
     page.locator("h1 .badge.failed").wait_for()
     assert "the process ended with exit code 3" in text_of(page, "#live")
+
+
+def test_tabs_that_nobody_looks_at_keep_no_connection(admin: Api, own_server: Served, visit: Visitor) -> None:
+    """A browser has six to a server; a page of a run has two, gives them back when hidden, and misses nothing."""
+    running = trained(admin, 1, admin.worker(), training_rows(5))
+    end = admin.print(running.run_id, 0, b"one\n")
+    page = visit()
+    page.add_init_script(
+        """window.opened = new Set();
+        window.EventSource = class extends EventSource {
+          constructor(url) { super(url); window.opened.add(this); }
+          close() { super.close(); window.opened.delete(this); }
+        };
+        Object.defineProperty(document, "hidden", { get: () => window.away === true });"""
+    )
+    page.goto(f"{own_server.url}/runs/{running.run_id}")
+    true_on(page, "window.opened.size === 2")
+    true_on(page, "document.getElementById('log-text').textContent === 'one\\n'")
+    page.evaluate("window.away = true; document.dispatchEvent(new Event('visibilitychange'))")
+    assert page.evaluate("window.opened.size") == 0
+    admin.print(running.run_id, end, b"two\n")
+    admin.report(running.run_id, {"tag": "monitoring", "step": 6, "kl_vs_base": 0.75})
+    page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
+    true_on(page, "document.getElementById('log-text').textContent === 'one\\ntwo\\n'")
+    readout = ".plot[data-field=kl_vs_base] .readout"
+    true_on(page, f"document.querySelector('{readout}')?.textContent.trim() === '0.75'")
 
 
 def test_the_log_in_the_browser_is_what_the_server_would_show(everything: Everything, visit: Visitor) -> None:

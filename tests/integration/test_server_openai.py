@@ -243,7 +243,8 @@ def test_what_else_openai_lets_one_say(team: Api, client: OpenAI) -> None:
         },
     )
     assert job.id.endswith("-mine")
-    assert (job.seed, job.validation_file, job.user_provided_suffix) == (7, validation, "mine")
+    assert (job.seed, job.validation_file) == (7, validation)
+    assert cast("Any", job).user_provided_suffix == "mine"
     assert job.metadata == {"who": "Ada", "why": "tests"}
     ours = team.ok("GET", f"/api/jobs/{job.id}")
     assert (ours["requires_vram_gb"], ours["cloud_type"], ours["image"]) == (3, "ALL", "an/image")
@@ -315,7 +316,7 @@ def test_requests_that_are_wrong_say_what_and_where(
     if "output_dir" in body:
         # A job may not choose where it writes: the option is left out.
         job = client.fine_tuning.jobs.create(
-            **{name: values[name] for name in ("model", "training_file")}, extra_body=body
+            model="smollm2", training_file=str(values["training_file"]), extra_body=body
         )
         assert "/etc" not in json.dumps(job.model_dump())
         return
@@ -479,7 +480,7 @@ def test_models_are_what_jobs_left_and_what_answers_now(client: OpenAI, team: Ap
     for name in listed:
         assert client.models.retrieve(name) == listed[name]
         assert listed[name].object == "model"
-    for name in ("no/such", "base", "base/model/", "a team/its model:v1\n"):
+    for name in ("no/such", "base", "base/model/", "a team/its model"):
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve(name)
     team.finish(api.run_id)

@@ -178,6 +178,7 @@ def test_a_restart_extends_the_leases_of_workers_that_could_not_be_heard(process
         ),
         "the lease's end",
     )
+    assert job is not None
     assert "not heard from for 2 s" in job["reason"]
     api.refused(409, "POST", f"/api/runs/{running.run_id}/heartbeat")
     late = api.refused(409, "POST", "/api/events", {"run_id": running.run_id, "events": [{"id": "x", "data": {}}]})

@@ -17,9 +17,9 @@ import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if os.fork() == 0:
     os.setsid()
-    os.write(1, f"grandchild={os.getpid()}\n".encode())
+    os.write(1, f"grandchild={os.getpid()}\\n".encode())
     time.sleep(600)
-os.write(1, f"child={os.getpid()}\n".encode())
+os.write(1, f"child={os.getpid()}\\n".encode())
 os.close(1)
 os.close(2)
 time.sleep(600)

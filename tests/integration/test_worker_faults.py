@@ -32,7 +32,7 @@ import os, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        os.write(1, f"daemon={os.getpid()}\n".encode())
+        os.write(1, f"daemon={os.getpid()}\\n".encode())
         time.sleep(600)
     os._exit(0)
 time.sleep(600)

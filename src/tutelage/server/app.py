@@ -14,7 +14,7 @@ from tutelage.server.limits import Limits
 from tutelage.server.openai import chat, files, fine_tuning, models
 from tutelage.server.own import administration, jobs, reports, runs, workers
 from tutelage.server.page import mount_page
-from tutelage.server.problems import add_handlers
+from tutelage.server.problems import Problem, add_handlers
 from tutelage.server.services import Services
 
 logger = logging.getLogger(__name__)
@@ -38,13 +38,26 @@ def create_app(services: Services) -> FastAPI:
                 await expiring
             await app.state.upstream.aclose()
 
-    app = FastAPI(title="Tutelage", version=tutelage.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    def closing() -> bool:
+        return services.notices.closing
+
+    app = FastAPI(
+        title="Tutelage",
+        version=tutelage.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses={
+            "4XX": {"model": Problem, "description": "What is wrong, and the remedy."},
+            "5XX": {"model": Problem, "description": "Not the fault of the request; try again."},
+        },
+    )
     app.state.services = services
     for module in (jobs, runs, reports, workers, administration, files, fine_tuning, models, chat):
         app.include_router(module.router)
     add_handlers(app)
     mount_page(app)
-    app.add_middleware(Limits, max_file_bytes=services.settings.max_file_bytes)
+    app.add_middleware(Limits, max_file_bytes=services.settings.max_file_bytes, closing=closing)
     return app
 
 

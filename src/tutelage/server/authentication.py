@@ -4,6 +4,7 @@ from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, HTTPException, Request
+from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.jobs.access import PREFIX, Principal
@@ -22,7 +23,11 @@ def services_of(request: Request) -> Services:
     return found
 
 
-async def principal_of(request: Request) -> Principal:
+# For the document: who reads it sees that a token may be sent. What counts is looked at below.
+_BEARER = HTTPBearer(auto_error=False, description="tutelage token create NAME")
+
+
+async def principal_of(request: Request, _: Annotated[Any, Depends(_BEARER)] = None) -> Principal:
     """Who is asking. Raises HTTPException 401 without a valid token, 403 for a page of another site."""
     services = services_of(request)
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -82,8 +87,7 @@ class Needs:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
 
-    async def __call__(self, request: Request) -> Principal:
-        principal = await principal_of(request)
+    async def __call__(self, principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
         if not principal.may(self.scope):
             raise HTTPException(
                 403, f"the token has not the scope '{self.scope.value}'; use one that has, or make one with it"

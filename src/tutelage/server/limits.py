@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 UPLOAD_PATH = "/v1/files"
 OVERHEAD_BYTES = 1024 * 1024
 """Of a multipart form around a file."""
+SLICE_SECONDS = 0.25
 DRAINED_BYTES = 8 * 1024 * 1024
 DRAINED_SECONDS = 2.0
 CLOSE = {"Connection": "close"}
@@ -39,12 +40,28 @@ class TooSlow(HTTPException):
         super().__init__(408, f"nothing of the body arrived for {seconds:g} s; send it again", CLOSE)
 
 
-class Limits:
-    """ASGI middleware. max_file_bytes: of a file that is uploaded. silence_seconds: between two parts of a body."""
+class Stopping(HTTPException):
+    """The server is about to stop."""
 
-    def __init__(self, app: ASGIApp, *, max_file_bytes: int, silence_seconds: float = SILENCE_SECONDS) -> None:
+    def __init__(self) -> None:
+        super().__init__(503, "the server is about to stop; send it again in a moment", {**CLOSE, "Retry-After": "1"})
+
+
+class Limits:
+    """ASGI middleware. max_file_bytes: of a file that is uploaded. closing: whether the server is about to stop.
+    silence_seconds: between two parts of a body."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_file_bytes: int,
+        closing: Callable[[], bool] = lambda: False,
+        silence_seconds: float = SILENCE_SECONDS,
+    ) -> None:
         self.app = app
         self.max_file_bytes = max_file_bytes
+        self.closing = closing
         self.silence_seconds = silence_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +70,7 @@ class Limits:
             return
         upload = scope["path"] == UPLOAD_PATH
         limit = self.max_file_bytes + OVERHEAD_BYTES if upload else MAX_BODY_BYTES
-        limited = _Body(receive, limit, self.silence_seconds)
+        limited = _Body(receive, limit, self.silence_seconds, self.closing)
         begun = False
 
         async def send_with_headers(message: Message) -> None:
@@ -72,7 +89,7 @@ class Limits:
             return
         try:
             await self.app(scope, limited, send_with_headers)
-        except (TooLarge, TooSlow) as error:
+        except (TooLarge, TooSlow, Stopping) as error:
             if begun:
                 raise
             await _refused(error)(scope, receive, send_with_headers)
@@ -81,8 +98,9 @@ class Limits:
 class _Body:
     """Receives a request and counts."""
 
-    def __init__(self, receive: Receive, limit: int, silence_seconds: float) -> None:
+    def __init__(self, receive: Receive, limit: int, silence_seconds: float, closing: Callable[[], bool]) -> None:
         self._receive = receive
+        self._closing = closing
         self._limit = limit
         self._silence_seconds = silence_seconds
         self._bytes = 0
@@ -91,16 +109,23 @@ class _Body:
     async def __call__(self) -> Message:
         if self.complete:
             return await self._receive()  # tells of a disconnect, which may take as long as the answer
-        try:
-            message = await asyncio.wait_for(self._receive(), self._silence_seconds)
-        except asyncio.TimeoutError as error:
-            raise TooSlow(self._silence_seconds) from error
+        message = await self._next()
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
             if self._bytes > self._limit:
                 raise TooLarge(self._limit)
         return message
+
+    async def _next(self) -> Message:
+        """The next message, waited for in slices: a server that is about to stop waits for no body."""
+        until = asyncio.get_running_loop().time() + self._silence_seconds
+        while (left := until - asyncio.get_running_loop().time()) > 0:
+            if self._closing():
+                raise Stopping
+            with contextlib.suppress(asyncio.TimeoutError):
+                return await asyncio.wait_for(self._receive(), min(left, SLICE_SECONDS))
+        raise TooSlow(self._silence_seconds)
 
     async def drain(self) -> None:
         """Read on a little: who is nearly done finds the answer then, and not a connection that was cut."""

@@ -1,32 +1,32 @@
 """Secrets of an organisation do not come back in what its jobs report. Not here: logs, which the worker masks."""
 
-import time
+import threading
+from collections import defaultdict
 from typing import Any, cast
 
 from tutelage.jobs.access import Access
 from tutelage.jobs.masks import MASK, maskable
 
-REMEMBERED_SECONDS = 5.0
-
 
 class Masking:
-    """Masks the secrets of jobs in events."""
+    """Masks the secrets of jobs in events and reasons.
+
+    A secret that was changed or deleted stays masked while this process lives: jobs that began before still have it.
+    """
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        self._known: dict[str, tuple[float, list[str]]] = {}
+        self._known: dict[str, set[str]] = defaultdict(set)
+        self._lock = threading.Lock()
 
     def masked(self, organization: str, value: Any) -> Any:
         """The JSON value with every secret of the organisation replaced, in texts and in names of fields."""
-        secrets = self._secrets(organization)
+        with self._lock:
+            known = self._known[organization]
+            # Asked for each time: a job that prints a secret may have begun just after it was set.
+            known.update(self._access.environment(organization).values())
+            secrets = maskable(known)
         return _masked(value, secrets) if secrets else value
-
-    def _secrets(self, organization: str) -> list[str]:
-        when, secrets = self._known.get(organization, (0.0, []))
-        if time.monotonic() - when > REMEMBERED_SECONDS:
-            secrets = maskable(self._access.environment(organization).values())
-            self._known[organization] = (time.monotonic(), secrets)
-        return secrets
 
 
 def _masked(value: Any, secrets: list[str]) -> Any:

@@ -5,6 +5,7 @@ import logging
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from tutelage.errors import (
@@ -36,6 +37,21 @@ HEADERS = (
 MAX_MESSAGE = 10_000
 CODES = ((FencedError, "fenced"), (NotServedError, "model_not_served"))
 """For programs, which read no sentences."""
+
+
+class Fault(BaseModel):
+    """What is wrong. code: for programs. param: the part of the request that it is about."""
+
+    message: str
+    type: str
+    code: str | None = None
+    param: str | None = None
+
+
+class Problem(BaseModel):
+    """Every answer that is none of success."""
+
+    error: Fault
 
 
 def add_handlers(app: FastAPI) -> None:

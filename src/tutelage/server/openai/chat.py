@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request
@@ -11,7 +12,9 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.errors import NotServedError
 from tutelage.jobs.listing import Serving
+from tutelage.jobs.plain_json import cleaned
 from tutelage.server.authentication import Parts, Reader
+from tutelage.server.disconnects import while_connected
 from tutelage.server.own.bodies import Identity
 from tutelage.server.problems import problem
 from tutelage.server.services import Services
@@ -19,6 +22,10 @@ from tutelage.server.services import Services
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/chat", tags=["chat (OpenAI)"])
 
+EVENT_STREAM = "text/event-stream"
+KINDS = ("application/json", EVENT_STREAM)
+STREAMED: dict[str, Any] = {"application/json": {}, EVENT_STREAM: {}}
+CLIENT_LEFT = 499
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 1800.0
 """A model on a CPU may think for a while before its first token."""
@@ -33,23 +40,30 @@ class NewChatCompletion(BaseModel):
     messages: list[dict[str, JsonValue]]
 
 
-@router.post("/completions", response_model=None)
+@router.post("/completions", response_model=None, responses={200: {"content": STREAMED}})
 async def create(body: NewChatCompletion, request: Request, parts: Parts, who: Reader) -> Response:
     """An answer of a deployed model; with `stream`, as it is made."""
+    content = cleaned(body.model_dump(), "the request")
     serving = await run_in_threadpool(_serving, parts, who.organization, body.model)
     upstream = f"http://{_host(serving.address)}:{serving.port}/v1/chat/completions"
-    content = body.model_dump(mode="json") | {"model": serving.models[body.model]}
+    content["model"] = serving.models[body.model]
     client: httpx.AsyncClient = request.app.state.upstream
     try:
-        answer = await client.send(client.build_request("POST", upstream, json=content), stream=True)
+        answer = await while_connected(
+            request, client.send(client.build_request("POST", upstream, json=content), stream=True)
+        )
     except httpx.HTTPError as error:
         logger.warning("%s: %s", serving.job_id, error)
-        return problem(
-            502,
-            f"{body.model}: job {serving.job_id} serves it but does not answer; look at its log",
-        )
-    kind = answer.headers.get("content-type", "application/json")
-    return StreamingResponse(_handed_on(answer), status_code=answer.status_code, media_type=kind)
+        return problem(502, f"{body.model}: job {serving.job_id} serves it but does not answer; look at its log")
+    if answer is None:
+        return Response(status_code=CLIENT_LEFT)
+    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in KINDS or answer.is_redirect:
+        # What a job's server says is not to be a page of this one.
+        await answer.aclose()
+        what = f"answered {answer.status_code} {kind[:80] or 'without a type'}, not JSON"
+        return problem(502, f"{body.model}: job {serving.job_id} {what}; look at its log")
+    return StreamingResponse(_handed_on(answer, serving.job_id, kind), status_code=answer.status_code, media_type=kind)
 
 
 def upstream_client() -> httpx.AsyncClient:
@@ -58,10 +72,14 @@ def upstream_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=timeout, trust_env=False, follow_redirects=False)
 
 
-async def _handed_on(answer: httpx.Response) -> AsyncIterator[bytes]:
+async def _handed_on(answer: httpx.Response, job_id: str, kind: str) -> AsyncIterator[bytes]:
     try:
         async for part in answer.aiter_bytes():
             yield part
+    except httpx.HTTPError as error:
+        logger.warning("%s: broke off: %s", job_id, error)
+        if kind == EVENT_STREAM:  # half of one is no valid JSON anyway
+            yield b'data: {"error": {"message": "the model broke off", "type": "server_error"}}\n\n'
     finally:
         await answer.aclose()
 

@@ -19,6 +19,7 @@ from tutelage.server.own.bodies import Identity
 
 router = APIRouter(prefix="/v1/files", tags=["files (OpenAI)"])
 FileId = Annotated[Identity, Path()]
+BYTES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -87,7 +88,7 @@ def retrieve(file_id: FileId, parts: Parts, who: Reader) -> Json:
     return file_object(parts.files.get(who.organization, file_id))
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse)
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=BYTES)
 async def content(file_id: FileId, parts: Parts, who: Reader) -> StreamingResponse:
     """The bytes of a file."""
     stack = AsyncExitStack()

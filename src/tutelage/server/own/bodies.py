@@ -3,7 +3,7 @@
 from datetime import datetime, timezone
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from tutelage.jobs.kinds import JobRequest
 from tutelage.jobs.records import Job, Scope, Token
@@ -14,6 +14,12 @@ Text = Annotated[str, Field(max_length=10_000)]
 RunId = Annotated[str, Field(pattern=r"^run-[0-9a-f]{32}$")]
 
 
+def _text(value: object) -> object:
+    if not isinstance(value, str | datetime):
+        raise ValueError("give a time as text, such as 2027-01-31T12:00:00Z")
+    return value
+
+
 def _moment(value: datetime) -> datetime:
     """In UTC; a time without a zone is one. Far from the ends of the calendar, which other zones would cross."""
     if not 1970 <= value.year <= 9000:
@@ -22,8 +28,8 @@ def _moment(value: datetime) -> datetime:
     return aware.astimezone(timezone.utc)
 
 
-Moment = Annotated[datetime, AfterValidator(_moment)]
-Amount = Annotated[float, Field(ge=0, le=1e9)]
+Moment = Annotated[datetime, BeforeValidator(_text), AfterValidator(_moment)]
+Amount = Annotated[float, Field(ge=0, le=1e9, strict=True)]
 
 
 class Body(BaseModel):
@@ -92,14 +98,14 @@ class RunEnd(Body):
     """How a run ended; pending gives its job back."""
 
     status: Annotated[str, Field(pattern="^(completed|failed|canceled|pending)$")]
-    exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31, strict=True)] | None = None
     reason: Text | None = None
 
 
 class Serving(Body):
     """A run answers chat completions. models: by the name people ask for, the name the server behind the port knows."""
 
-    port: Annotated[int, Field(ge=1, le=65535)]
+    port: Annotated[int, Field(ge=1, le=65535, strict=True)]
     models: Annotated[dict[str, str], Field(min_length=1, max_length=1000)]
 
 
@@ -136,7 +142,7 @@ class NewWorker(Body):
     name: Identity
     version: Identity
     hardware: Identity = "cpu"
-    gpus: Annotated[int, Field(ge=0, le=10_000)] = 0
+    gpus: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 0
     vram_gb: Amount = 0.0
     cloud_type: Identity = "SECURE"
     images: Annotated[list[str], Field(max_length=1000)] | None = None

@@ -1,6 +1,6 @@
 """What runs report: events and logs, taken in and given out, at once or as they come."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
@@ -14,6 +14,8 @@ from tutelage.server.streams import continued, event_stream, log_stream
 
 router = APIRouter(prefix="/api", tags=["events and logs"])
 
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+TEXT_OR_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}
 MAX_LOG_PART = 4 * 1024 * 1024
 LARGEST = 2**62
 RunPath = Annotated[Identity, Path()]
@@ -58,7 +60,7 @@ def latest(parts: Parts, who: Reader, run_id: Identity | None = None, job_id: Id
     return parts.events.latest(who.organization, run_id=run_id, job_id=job_id)
 
 
-@router.get("/events/stream", response_class=StreamingResponse)
+@router.get("/events/stream", response_class=StreamingResponse, responses=STREAM)
 async def stream_events(
     parts: Parts,
     who: Reader,
@@ -90,7 +92,7 @@ async def append_log(
     return LogEnd(end=end)
 
 
-@router.get("/logs/{run_id}", response_class=PlainTextResponse)
+@router.get("/logs/{run_id}", response_class=PlainTextResponse, responses=TEXT_OR_STREAM)
 async def read_log(
     run_id: RunPath,
     parts: Parts,

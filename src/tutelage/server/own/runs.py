@@ -30,7 +30,8 @@ def list_runs(
 @router.post("")
 def begin_script(body: NewScriptRun, parts: Parts, who: Submitter) -> Run:
     """A script outside any worker begins to report about itself."""
-    return parts.queue.begin_script(who.organization, body.script, who.token_id)
+    script = parts.masking.masked(who.organization, body.script)
+    return parts.queue.begin_script(who.organization, script, who.token_id)
 
 
 @router.get("/{run_id}")

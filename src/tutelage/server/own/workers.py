@@ -6,11 +6,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.jobs.records import Scope, Worker
+from tutelage.jobs.records import Claim, Scope, Worker
 from tutelage.jobs.registry import Registration
 from tutelage.jobs.requirements import Offer, cloud_type_of, hardware_of
 from tutelage.server.authentication import Parts, Reader, WorkerPrincipal
+from tutelage.server.disconnects import while_connected
 from tutelage.server.own.bodies import Claimed, Identity, NewClaim, NewWorker, Page, Reason, WorkerReport
+from tutelage.server.services import Services
 
 router = APIRouter(prefix="/api", tags=["workers"])
 WorkerId = Annotated[Identity, Path()]
@@ -53,25 +55,17 @@ def report(worker_id: WorkerId, body: WorkerReport, parts: Parts, who: WorkerPri
 @router.post("/workers/{worker_id}/stop")
 def stop(worker_id: WorkerId, body: Reason, parts: Parts, who: WorkerPrincipal) -> Worker:
     """A worker ends, or is to claim nothing more."""
-    return parts.registry.stop(who.organization, worker_id, body.reason)
+    reason = parts.masking.masked(who.organization, body.reason)
+    return parts.registry.stop(who.organization, worker_id, reason)
 
 
 @router.post("/claims", response_model=Claimed, responses={204: {"description": "No pending job fits."}})
 async def claim(body: NewClaim, request: Request, parts: Parts, who: WorkerPrincipal) -> Claimed | Response:
     """The next job for a worker, waiting for one if asked to."""
-    until = time.monotonic() + body.wait
-    with parts.notices.listening("pending") as told:
-        while True:
-            told.forget()
-            if await request.is_disconnected():  # it would be a job for nobody
-                return Response(status_code=204)
-            found = await run_in_threadpool(parts.queue.claim, who.organization, body.worker_id, body.run_id)
-            left = until - time.monotonic()
-            if found is not None:
-                break
-            if left <= 0 or parts.notices.closing:
-                return Response(status_code=204)
-            await told.wait(min(left, 5.0))
+    # Who has left while waiting gets none: it would be a job for nobody.
+    found = await while_connected(request, _next_job(body, parts, who.organization))
+    if found is None:
+        return Response(status_code=204)
     token = await run_in_threadpool(
         lambda: parts.access.create_token(who.organization, f"of {found.run_id}", JOB_SCOPES, run_id=found.run_id)
     )
@@ -85,3 +79,15 @@ async def claim(body: NewClaim, request: Request, parts: Parts, who: WorkerPrinc
         token=token.secret,
         environment=environment,
     )
+
+
+async def _next_job(body: NewClaim, parts: Services, organization: str) -> Claim | None:
+    until = time.monotonic() + body.wait
+    with parts.notices.listening("pending") as told:
+        while True:
+            told.forget()
+            found = await run_in_threadpool(parts.queue.claim, organization, body.worker_id, body.run_id)
+            left = until - time.monotonic()
+            if found is not None or left <= 0 or parts.notices.closing:
+                return found
+            await told.wait(min(left, 5.0))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Path, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from tutelage.errors import JobError, TutelageError
 from tutelage.jobs.kinds import KINDS, JobRequest
@@ -15,6 +15,7 @@ from tutelage.jobs.records import Job
 from tutelage.jobs.requirements import CloudType
 from tutelage.jobs.status import JobStatus
 from tutelage.server.authentication import Parts, Submitter
+from tutelage.server.own.bodies import Moment
 from tutelage.server.page.formats import part, pretty
 from tutelage.server.page.rendering import render, see
 from tutelage.server.problems import status_of
@@ -23,6 +24,7 @@ from tutelage.server.submitting import submit
 router = APIRouter(include_in_schema=False)
 Line = Annotated[str, Field(max_length=2000)]
 Text = Annotated[str, Field(max_length=1_000_000)]
+_MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
 EXAMPLE = JobRequest(
     kind="custom", params={}, prefix="hello", entrypoint="echo hello", requires_vram_gb=0, cloud_type="SECURE"
 )
@@ -170,7 +172,6 @@ def _moment(text: str) -> float | None:
     if not text.strip():
         return None
     try:
-        value = datetime.fromisoformat(text.strip())
-        return value.replace(tzinfo=timezone.utc).timestamp() if value.tzinfo is None else value.timestamp()
-    except (ValueError, OverflowError) as error:
+        return _MOMENT.validate_python(text.strip()).timestamp()
+    except ValidationError as error:
         raise JobError(f"timeout: '{text[:80]}' is no time; write 2026-03-01T12:00, in UTC") from error

@@ -13,7 +13,7 @@ from tutelage.jobs.access import Principal
 from tutelage.jobs.records import Run
 from tutelage.server.authentication import Json, Parts, Reader
 from tutelage.server.page.formats import shown_log
-from tutelage.server.page.jobs import objective
+from tutelage.server.page.jobs import IN_PLOTS, MAX_FILES, objective
 from tutelage.server.page.records import PageRecords, ReportedFile
 from tutelage.server.page.rendering import HEADERS, render
 from tutelage.server.page.samples import read_samples
@@ -29,7 +29,6 @@ MAX_CHOICES = 60
 LOG_TAIL_BYTES = 48 * 1024
 """What the page itself holds of a log."""
 MAX_WARNINGS = 20
-MAX_FILES = 300
 MAX_SAMPLES = 200
 RunId = Annotated[str, Path(max_length=200)]
 Overlays = Annotated[list[str], Query(alias="with", max_length=50)]
@@ -46,33 +45,39 @@ def show_run(
 ) -> Response:
     """What a run prints, reports and leaves."""
     run = parts.listing.run(who.organization, run_id)
+    job = parts.listing.job(who.organization, run.job_id)
     records = PageRecords(parts.database)
-    values: Json = {
+    files = records.files_of(who.organization, [run_id])
+    state: Json = {
         "run": run,
-        "job": parts.listing.job(who.organization, run.job_id),
+        "job": job,
         "worker": records.worker_names(who.organization, [run.worker_id]).get(run.worker_id or ""),
         "warnings": records.tagged(run_id, "warning", limit=MAX_WARNINGS),
         "objective": objective,
+        "latest": sorted(run.latest.items()),
+        "checkpoints": _checkpoints(records, run, files),
+        "files": sorted((file for file in files if file.purpose not in IN_PLOTS), key=lambda file: file.path)[
+            :MAX_FILES
+        ],
     }
     if request.headers.get("hx-request") == "true":
-        return render(request, who, "run_state.html", **values)
-    files = records.files_of(who.organization, [run_id])
+        return render(request, who, "run_poll.html", partial=True, **state)
     beside = [other for other in dict.fromkeys(overlays) if other not in ("", run_id)][:MAX_OVERLAYS]
     drawn = records.runs(who.organization, ids=[run_id, *beside])
-    kind = values["job"].kind
-    choices = [one for one in records.runs(who.organization, kind=kind, limit=MAX_CHOICES) if one not in drawn]
-    values |= {
-        "drawn": drawn,
-        "names": names_of([*drawn, *choices]),
-        "choices": choices,
-        "room": MAX_OVERLAYS - len(beside),
-        "latest": sorted(run.latest.items()),
-        "log": _log_tail(parts, who, run),
-        "checkpoints": _checkpoints(records, run, files),
-        "files": sorted((file for file in files if file.purpose != "samples"), key=lambda file: file.path)[:MAX_FILES],
-        "samples": _samples(parts, who, files, samples),
-    }
-    return render(request, who, "run.html", **values)
+    choices = [one for one in records.runs(who.organization, kind=job.kind, limit=MAX_CHOICES) if one not in drawn]
+    return render(
+        request,
+        who,
+        "run.html",
+        partial=False,
+        drawn=drawn,
+        names=names_of([*drawn, *choices]),
+        choices=choices,
+        room=MAX_OVERLAYS - len(beside),
+        log=_log_tail(parts, who, run),
+        samples=_samples(parts, who, files, samples),
+        **state,
+    )
 
 
 @router.get("/runs/{run_id}/plots")
