@@ -61,6 +61,10 @@ class StorageError(TutelageError):
     """Records or files cannot be read or written: the database does not answer, the disk is full."""
 
 
+class ContentGoneError(StorageError):
+    """There is a record of a file, and its bytes are gone."""
+
+
 class ShapeError(TutelageError, ValueError):
     """Tensors that must agree in shape do not."""
 

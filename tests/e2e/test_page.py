@@ -20,7 +20,7 @@ from tutelage.jobs.records import Scope
 from tutelage.server.page.formats import shown_log
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Route
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -396,6 +396,26 @@ def test_the_same_by_keyboard_alone(admin: Api, own_server: Served, visit: Visit
     )
 
 
+def test_what_was_asked_before_a_search_does_not_undo_it(admin: Api, own_server: Served, visit: Visitor) -> None:
+    """The list is being asked for again when somebody types; that answer comes last, and is left aside."""
+    for name in ("needle", "hay", "straw"):
+        admin.submit(name)
+    page = visit(f"{own_server.url}/jobs")
+    late: list[Route] = []
+    page.route(f"{own_server.url}/jobs", lambda route: late.append(route))
+    page.evaluate("htmx.trigger('#jobs', 'every', {}, false)")
+    until(lambda: page.evaluate("1") and late, "the list being asked for again")
+    page.fill("input[name=search]", "needle")
+    true_on(page, "document.querySelectorAll('#jobs tbody tr').length === 1")
+    late[0].continue_()
+    page.wait_for_load_state("networkidle")
+    assert page.locator("#jobs tbody tr").count() == 1
+    # And what is asked for from now on is what was searched for.
+    page.unroute(f"{own_server.url}/jobs")
+    with page.expect_response("**/jobs?*search=needle*"):
+        page.evaluate("htmx.trigger('#jobs', 'every', {}, false)")
+
+
 def test_without_scripts_forms_and_links_do_the_same(admin: Api, own_server: Served, visit: Visitor) -> None:
     """Everything but what is live."""
     running = admin.running(admin.submit("mine"))
@@ -558,7 +578,7 @@ def test_other_runs_are_drawn_beside_a_run(everything: Everything, visit: Visito
     page.reload()
     true_on(page, f"document.querySelector('{readout}')?.innerText.split(/\\s+/).join(' ').trim() === '0.1667 0.6667'")
     assert page.locator("#legend li").count() == 2
-    assert "sft number=2" in page.locator("#legend li").nth(1).inner_text()
+    assert "sft learning_rate=2 number=2" in page.locator("#legend li").nth(1).inner_text()
     page.get_by_role("button", name="Take sft").click()
     true_on(page, f"document.querySelector('{readout}').innerText.trim() === '0.1667'")
     assert "with=" not in page.url
@@ -942,4 +962,4 @@ def test_ten_thousand_jobs_and_a_hundred_thousand_events_stay_quick(
 
     page.goto(f"{own_server.url}/runs/{running.run_id}")
     page.locator(".plot[data-field=loss] canvas").wait_for()
-    true_on(page, "document.querySelector('.plot[data-field=loss] .readout').textContent.trim() === '0.00001'")
+    true_on(page, "document.querySelector('.plot[data-field=loss] .readout').textContent.trim() === '1e-5'")

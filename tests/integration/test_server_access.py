@@ -124,7 +124,8 @@ class Victim:
         found: list[Any] = [self.api.ok("GET", path) for path in lists]
         found += [self.api.ok("GET", "/api/events", params={"run_id": self.run.run_id})]
         found += [self.api("GET", f"/api/logs/{self.run.run_id}").content]
-        found += [{token["id"]: token["revoked_at"] for token in self.api.ok("GET", "/api/tokens")["data"]}]
+        tokens = self.api.ok("GET", "/api/tokens")["data"]
+        found += [[token for token in tokens if token["name"] == "victims-token"]]
         return found
 
 

@@ -144,8 +144,8 @@ def _names(*runs: RunChoice) -> list[str]:
 
 
 def test_runs_are_told_apart_by_their_objectives_where_that_is_enough() -> None:
-    """Options that only one objective has tell nothing more."""
-    assert _names(_run(1, loss="sft", r=16), _run(2, loss="sdft", r=16, sdft_ema_alpha=0.02)) == ["sft", "sdft"]
+    """However else they differ."""
+    assert _names(_run(1, loss="sft", r=16), _run(2, loss="sdft", r=8, sdft_ema_alpha=0.02)) == ["sft", "sdft"]
 
 
 def test_runs_are_told_apart_by_the_options_that_differ() -> None:
@@ -154,6 +154,16 @@ def test_runs_are_told_apart_by_the_options_that_differ() -> None:
         "sft learning_rate=0.0001",
         "sft learning_rate=0.0002",
     ]
+
+
+def test_of_many_differences_those_that_tell_most_are_named() -> None:
+    """Three at most: learning rate and seed before others, a file only where nothing else differs."""
+    first = _run(1, loss="sft", a=1, b=1, learning_rate=1e-4, seed=1, training_file="x")
+    second = _run(2, loss="sft", a=2, b=2, learning_rate=2e-4, seed=2, training_file="y")
+    assert _names(first, second)[1] == "sft learning_rate=0.0002 seed=2 a=2"
+    assert _names(_run(1, loss="sft", training_file="x"), _run(2, loss="sft", training_file="y"))[1] == (
+        "sft training_file=y"
+    )
 
 
 def test_runs_of_one_job_are_told_apart_by_their_ids() -> None:
@@ -174,6 +184,12 @@ def test_a_scatter_has_round_ticks_around_all_points() -> None:
     assert found.dots[0].y == found.dots[1].y == found.y_ticks[2].at
     assert found.y_ticks[0].at > found.y_ticks[-1].at > 0
     assert found.y_ticks[0].at < HEIGHT
+
+
+def test_a_scatter_of_what_is_never_negative_begins_at_zero() -> None:
+    """A divergence from 0.01 to 3: six hundredths of the distance around it would begin below zero."""
+    found = scatter_of({0: (0.01, -3), 1: (3, -0.01)})
+    assert [found.x_ticks[0].text, found.y_ticks[-1].text] == ["0", "0"]
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-300, -5e9, 1e15])
@@ -201,12 +217,13 @@ def test_measures_join_what_runs_reported_and_what_was_asked_of_their_models() -
         "kl_vs_base": [0.6, 0.1],
         "nll": [None, 2.0],
     }
+    assert list(measures.values) == ["kl_vs_base", "accuracy (multiple_choice of task.jsonl)", "nll"]
     assert measures.comparable == ["kl_vs_base"]
 
 
 def test_the_first_measures_on_the_axes_are_a_task_and_what_was_kept() -> None:
     """By the parts of names in `TASK` and `PRIOR`, in their order."""
-    names = ["accuracy (multiple_choice of a.jsonl)", "delta_w_norm", "grad_norm", "kl_vs_base", "loss"]
+    names = ["accuracy (multiple_choice of a.jsonl)", "delta_w_norm", "kl_vs_base", "loss", "token_accuracy"]
     assert first_choice(names, PRIOR) == "kl_vs_base"
     assert first_choice(names, TASK) == "accuracy (multiple_choice of a.jsonl)"
     assert first_choice(["loss"], TASK) is None

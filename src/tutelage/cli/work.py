@@ -27,6 +27,9 @@ def worker(
     ignore_vram: Annotated[
         bool, typer.Option("--ignore-vram", help="Take jobs whatever GPU memory they ask for.")
     ] = False,
+    while_input_open: Annotated[
+        bool, typer.Option("--while-input-open", help="Claim jobs only while standard input is open.")
+    ] = False,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Leave the folders of runs behind.")] = False,
 ) -> None:
     """Run the jobs of the server that TUTELAGE_URL names, one after the other."""
@@ -44,6 +47,7 @@ def worker(
         cost_per_hour=cost_per_hour,
         images=tuple(image) if image else None,
         ignore_vram=ignore_vram,
+        while_input_open=while_input_open,
         keep_runs=keep_runs,
     )
     log_to_stderr()

@@ -11,7 +11,7 @@ MAX_PATH = 1024
 MAX_MOUNTS = 10_000
 MAX_PART = 255
 """Bytes of one name in a path, on every usual file system."""
-OF_THE_WORKER = ("params.json", "job.json", "uploads")
+OF_THE_WORKER = ("params.json", "job.json", "uploads", "files")
 """What a run's folder holds anyway."""
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 

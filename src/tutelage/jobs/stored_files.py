@@ -16,7 +16,7 @@ from typing import IO, Any
 from sqlalchemy import Connection, String, delete, exists, func, insert, or_, select
 from sqlalchemy import cast as sql_cast
 
-from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError, TooLargeError
+from tutelage.errors import ConfigError, ContentGoneError, JobError, NotFoundError, StorageError, TooLargeError
 from tutelage.jobs.database import Database
 from tutelage.jobs.file_systems import LocalFileSystem, open_store
 from tutelage.jobs.identity import FileHash
@@ -175,7 +175,7 @@ class FileStore:
             with self._store.open(self._path(row.content_hash), "rb") as content:
                 yield file_of(row), iter(lambda: content.read(PART_BYTES), b"")
         except FileNotFoundError as error:
-            raise StorageError(f"{file_id}: its content is gone from the store; upload the file again") from error
+            raise ContentGoneError(f"{file_id}: its content is gone from the store; upload the file again") from error
 
     def delete(self, organization: str, file_id: str) -> None:
         """Remove a file, and its content if no other file has it.

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -41,7 +42,7 @@ def create_app(services: Services) -> FastAPI:
     def closing() -> bool:
         return services.notices.closing
 
-    app = FastAPI(
+    app = _Application(
         title="Tutelage",
         version=tutelage.__version__,
         lifespan=lifespan,
@@ -59,6 +60,17 @@ def create_app(services: Services) -> FastAPI:
     mount_page(app)
     app.add_middleware(Limits, max_file_bytes=services.settings.max_file_bytes, closing=closing)
     return app
+
+
+class _Application(FastAPI):
+    """With a document that says that a token may be needed: on loopback it is not."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        token = {"type": "http", "scheme": "bearer", "description": "tutelage token create NAME"}
+        document.setdefault("components", {})["securitySchemes"] = {"token": token}
+        document["security"] = [{}, {"token": []}]
+        return document
 
 
 async def _expire(services: Services) -> None:

@@ -4,7 +4,6 @@ from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, HTTPException, Request
-from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.jobs.access import PREFIX, Principal
@@ -23,11 +22,7 @@ def services_of(request: Request) -> Services:
     return found
 
 
-# For the document: who reads it sees that a token may be sent. What counts is looked at below.
-_BEARER = HTTPBearer(auto_error=False, description="tutelage token create NAME")
-
-
-async def principal_of(request: Request, _: Annotated[Any, Depends(_BEARER)] = None) -> Principal:
+async def principal_of(request: Request) -> Principal:
     """Who is asking. Raises HTTPException 401 without a valid token, 403 for a page of another site."""
     services = services_of(request)
     scheme, _, given = request.headers.get("authorization", "").partition(" ")

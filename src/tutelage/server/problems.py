@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from tutelage.errors import (
+    ContentGoneError,
     FencedError,
     NotFoundError,
     NotServedError,
@@ -89,15 +90,20 @@ def status_of(error: TutelageError) -> int:
         return 409
     if isinstance(error, TooLargeError):
         return 413
+    if isinstance(error, ContentGoneError):
+        return 410  # trying again brings nothing back
     return 503 if isinstance(error, StorageError | OutputError) else 400
 
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, TutelageError)
     status = status_of(error)
+    message = str(error)
     if status == 503:
         logger.error("%s %s: %s", request.method, request.url.path, error)
-    return problem(status, str(error), code=next((code for kind, code in CODES if isinstance(error, kind)), None))
+        # Where things are on this machine is nobody else's business.
+        message = "the server cannot read or write what it stores; its log says why; try again, or ask who runs it"
+    return problem(status, message, code=next((code for kind, code in CODES if isinstance(error, kind)), None))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

@@ -187,10 +187,11 @@ class _LocalWorker:
         self._token = new.token.id
         home = self._services.settings.home
         command = [sys.executable, "-m", "tutelage", "worker", "--name", "local", "--folder", str(home / "worker")]
-        command += ["--ignore-vram"]
+        # With this server gone its job goes on, and its place is taken by the worker of the next one.
+        command += ["--ignore-vram", "--while-input-open"]
         environment = {**os.environ, "TUTELAGE_URL": self._url, "TUTELAGE_API_KEY": new.secret}
         with (home / "worker.log").open("ab") as output:
             # A group of its own: ctrl-C is for the server, which stops it in order.
             return subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
             )

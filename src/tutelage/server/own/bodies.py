@@ -3,7 +3,7 @@
 from datetime import datetime, timezone
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StrictBool
 
 from tutelage.jobs.kinds import JobRequest
 from tutelage.jobs.records import Job, Scope, Token
@@ -147,7 +147,7 @@ class NewWorker(Body):
     cloud_type: Identity = "SECURE"
     images: Annotated[list[str], Field(max_length=1000)] | None = None
     cached_models: Annotated[list[str], Field(max_length=10_000)] = []
-    ignore_vram: bool = False
+    ignore_vram: StrictBool = False
     cost_per_hour: Amount = 0.0
 
 

@@ -3,10 +3,11 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request
-from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.jobs.event_log import NewEvent
+from tutelage.jobs.plain_json import cleaned
 from tutelage.jobs.records import Event
 from tutelage.server.authentication import AnyPrincipal, Json, Parts, Reader, require_writer
 from tutelage.server.own.bodies import Added, Identity, LogEnd, NewEvents, Page
@@ -27,7 +28,11 @@ EventId = Annotated[int, Query(ge=0, le=LARGEST)]
 def append_events(body: NewEvents, parts: Parts, who: AnyPrincipal) -> Added:
     """Take events of a run in; one whose id was taken before is left out."""
     require_writer(parts, who, body.run_id)
-    new = [NewEvent(event.id, parts.masking.masked(who.organization, event.data), event.file) for event in body.events]
+    organization = who.organization
+    new = [
+        NewEvent(event.id, parts.masking.masked(organization, cleaned(event.data, "event")), event.file)
+        for event in body.events
+    ]
     added = parts.events.append(who.organization, body.run_id, new)
     parts.notices.tell(f"events {body.run_id}")
     return Added(added=added)
@@ -92,7 +97,7 @@ async def append_log(
     return LogEnd(end=end)
 
 
-@router.get("/logs/{run_id}", response_class=PlainTextResponse, responses=TEXT_OR_STREAM)
+@router.get("/logs/{run_id}", response_class=Response, responses=TEXT_OR_STREAM)
 async def read_log(
     run_id: RunPath,
     parts: Parts,

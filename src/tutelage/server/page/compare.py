@@ -21,7 +21,7 @@ router = APIRouter(include_in_schema=False)
 
 MAX_RUNS = 8
 MAX_CHOICES = 100
-TASK = ("score", "accuracy", "reward", "exact_match", "task")
+TASK = ("score", "accuracy (", "exact_match", "reward", "task", "accuracy")
 """Parts of names of measures of what was to be learned; the first that is there is the first choice."""
 PRIOR = ("prior", "mmlu", "capabilit", "kl_vs_base", "kl_base_vs_model", "delta_w_norm", "weight_diff_norm")
 """Parts of names of measures of what could be done before, or how far the model went from there."""
@@ -87,7 +87,8 @@ def compare(
 def measures_of(
     job_ids: Sequence[str], latest: Sequence[Mapping[str, Any]], evaluated: Sequence[Evaluation]
 ) -> Measures:
-    """Newest values of what runs reported, and results of jobs that asked the models they left."""
+    """Newest values of what runs reported, and results of jobs that asked the models they left; what most runs have
+    comes first."""
     values: dict[str, list[float | None]] = {}
     for index, fields in enumerate(latest):
         for name, value in fields.items():
@@ -101,7 +102,7 @@ def measures_of(
                 for index, job_id in enumerate(job_ids):
                     if job_id == one.model:
                         row[index] = float(value)
-    return Measures(dict(sorted(values.items())))
+    return Measures(dict(sorted(values.items(), key=lambda item: (item[1].count(None), item[0]))))
 
 
 def first_choice(names: Sequence[str], telling: Sequence[str]) -> str | None:

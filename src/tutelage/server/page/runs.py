@@ -71,7 +71,8 @@ def show_run(
         "run.html",
         partial=False,
         drawn=drawn,
-        names=names_of([*drawn, *choices]),
+        # What may be drawn beside this run is called by how it differs from it.
+        names=names_of(drawn) | {one.id: names_of([drawn[0], one])[one.id] for one in choices},
         choices=choices,
         room=MAX_OVERLAYS - len(beside),
         log=_log_tail(parts, who, run),

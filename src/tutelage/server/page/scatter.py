@@ -74,7 +74,8 @@ def _ticks(values: Sequence[float]) -> list[float]:
     low, high = min(values), max(values)
     same = high - low <= 1e-12 * max(abs(low), abs(high))
     room = (abs(low) * 0.1 or 1.0) if same else (high - low) * ROOM
-    low, high = low - room, high + room
+    # What cannot be negative gets no negative ticks.
+    low, high = (0.0 if 0 <= low < room else low - room), (0.0 if -room < high <= 0 < -low else high + room)
     rough = (high - low) / (TICKS - 1)
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * times for times in (1, 2, 2.5, 5, 10) if unit * times >= rough * 0.999)

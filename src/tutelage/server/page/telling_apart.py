@@ -8,19 +8,23 @@ from tutelage.server.page.formats import number
 from tutelage.server.page.records import RunChoice
 
 MAX_DIFFERENCES = 3
+MORE_TELLING = ("learning_rate", "epochs", "max_steps", "r", "beta", "seed")
+"""Named first, in this order."""
 LESS_TELLING = ("training_file", "test_file", "job_id_suffix", "meta", "output_dir")
 """Named only where nothing else differs."""
 MAX_VALUE = 32
 
 
 def names_of(runs: Sequence[RunChoice]) -> dict[str, str]:
-    """By the id of each run, its objective or kind and what it has that others have not, such as `sdft lr=0.0002`."""
-    differing = _differing([run.params for run in runs])
+    """By the id of each run, its objective or kind; where that is not enough, with what it has that others have not,
+    such as `sdft learning_rate=0.0002`."""
     names = {run.id: what(run) for run in runs}
-    shared = len(set(names.values())) < len(runs)
+    if len(set(names.values())) == len(runs):
+        return names
+    differing = _differing([run.params for run in runs])
     # Options of one objective differ from those of every other one by being there at all.
     everywhere = [name for name in differing if all(run.params.get(name) is not None for run in runs)]
-    telling = everywhere or (differing if shared else [])
+    telling = everywhere or differing
     for run in runs:
         told = [f"{name}={_short(run.params.get(name))}" for name in telling[:MAX_DIFFERENCES]]
         names[run.id] = " ".join([names[run.id], *told])
@@ -36,9 +40,13 @@ def what(run: RunChoice) -> str:
 
 def _differing(params: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of options that runs have not in common, those that tell little only where there are no others."""
-    names = sorted({name for one in params for name in one} - {"loss"})
+    names = sorted({name for one in params for name in one} - {"loss"}, key=_rank)
     differing = [name for name in names if any(one.get(name) != params[0].get(name) for one in params[1:])]
     return [name for name in differing if name not in LESS_TELLING] or differing
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return (MORE_TELLING.index(name), "") if name in MORE_TELLING else (len(MORE_TELLING), name)
 
 
 def _short(value: Any) -> str:

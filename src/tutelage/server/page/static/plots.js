@@ -80,7 +80,7 @@ class Plot {
       this.drawn = lines.length ? new uPlot(this.#options(lines), data, this.canvas) : null;
     }
     this.shown = lines;
-    this.figure.classList.toggle("many", lines.length > 1);
+    this.figure.classList.toggle("many", this.grid.runs.length > 1 || lines.length > 1);
     this.#read(null);
   }
 
@@ -132,13 +132,16 @@ class Plot {
       const at = index ?? null;
       if (at !== null) parts.push(`step ${short(data[0][at])}`);
       this.shown.slice(0, 4).forEach(({ run, tag, line }, place) => {
+        const pair = document.createElement("span");
+        pair.className = "pair";
+        pair.title = `${run.name} ${tag}`;
         const mark = document.createElement("span");
         mark.className = `swatch s${run.colour}`;
         const value = document.createElement("b");
         value.textContent = short(at === null ? line.values[line.values.length - 1] : data[place + 1][at]);
-        value.title = `${run.name} ${tag}`;
-        if (this.shown.length > 1) parts.push(mark);
-        parts.push(value);
+        if (this.grid.runs.length > 1 || this.shown.length > 1) pair.append(mark, " ");
+        pair.append(value);
+        parts.push(pair);
       });
       if (this.shown.length > 4 && at === null) parts.push("…");
     }

@@ -59,8 +59,10 @@ export class Line {
   }
 }
 
-/** Four digits. @param {number | null | undefined} value @returns {string} */
+/** Four digits, in as few characters as they take. @param {number | null | undefined} value @returns {string} */
 export function short(value) {
   if (value === null || value === undefined) return "–";
-  return Number.isInteger(value) && Math.abs(value) < 1e6 ? String(value) : String(Number(value.toPrecision(4)));
+  if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
+  const rounded = Number(value.toPrecision(4));
+  return Math.abs(rounded) < 1e-3 ? rounded.toExponential() : String(rounded);
 }
