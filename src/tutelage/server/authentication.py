@@ -28,7 +28,7 @@ async def principal_of(request: Request) -> Principal:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     secret = (given.strip() or None) if scheme.lower() == "bearer" else None
     if secret is None:
-        _refuse_other_sites(request)
+        refuse_other_sites(request)
         secret = request.cookies.get(COOKIE)
     if secret and not (scheme and scheme.lower() != "bearer"):
         principal = await run_in_threadpool(services.access.principal, secret)
@@ -56,7 +56,7 @@ def _comes_from_this_machine(request: Request) -> bool:
     return is_loopback(host) and is_loopback(client) and not any(name in request.headers for name in PROXIED)
 
 
-def _refuse_other_sites(request: Request) -> None:
+def refuse_other_sites(request: Request) -> None:
     """A browser sends its cookie, or comes from this machine, whatever page makes it ask."""
     origin = request.headers.get("origin")
     if request.method in SAFE_METHODS or origin is None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.server.authentication import COOKIE, Parts, _refuse_other_sites  # pyright: ignore[reportPrivateUsage]
+from tutelage.server.authentication import COOKIE, Parts, refuse_other_sites  # pyright: ignore[reportPrivateUsage]
 from tutelage.server.page.rendering import local, render, see
 
 router = APIRouter(include_in_schema=False)
@@ -27,7 +27,7 @@ async def sign_in(
     next: Annotated[str, Form(max_length=2000)] = "/jobs",
 ) -> Response:
     """Keep a valid token as a cookie."""
-    _refuse_other_sites(request)
+    refuse_other_sites(request)
     token, onward = token.strip(), local(next, "/jobs")
     principal = await run_in_threadpool(parts.access.principal, token) if token else None
     if principal is None:
@@ -43,7 +43,7 @@ async def sign_in(
 @router.post("/sign-out")
 def sign_out(request: Request) -> Response:
     """Forget the cookie."""
-    _refuse_other_sites(request)
+    refuse_other_sites(request)
     answer = see("/sign-in")
     answer.delete_cookie(COOKIE, path="/")
     return answer
