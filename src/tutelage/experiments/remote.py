@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 JOB_FILE = "job.json"
 """In a run's folder that came from a server: which job it was."""
+ADAPTER_CONFIG = "adapter_config.json"
+BASE = "base_model_name_or_path"
+"""What PEFT calls the base model of an adapter."""
 POLL_SECONDS = 2.0
 
 
@@ -77,12 +80,24 @@ class RemoteRuns:
         unfinished = path.with_name(f".{path.name}.partial")
         shutil.rmtree(unfinished, ignore_errors=True)
         job.download(unfinished)
+        _name_base(unfinished, config.model)
         record = read_record(unfinished)
         record["config"] = config.flat()
         write_json(unfinished / "run.json", record)
         write_json(unfinished / JOB_FILE, {"job_id": job.id, "run_id": job.runs[-1].id})
         unfinished.rename(path)
         return Run.open(path)
+
+
+def _name_base(folder: Path, model: str) -> None:
+    """Adapters say which model they are for: by its name on the server, where it has another one here."""
+    there, own = _known_to_the_server(model), Path(model) / ADAPTER_CONFIG
+    # An adapter that was trained on has the base of the first one.
+    here = json.loads(own.read_text(encoding="utf-8"))[BASE] if own.is_file() else model
+    for path in folder.rglob(ADAPTER_CONFIG):
+        options = json.loads(path.read_text(encoding="utf-8"))
+        if there != model and options.get(BASE) == there:
+            write_json(path, options | {BASE: here})
 
 
 def _known_to_the_server(model: str) -> str:

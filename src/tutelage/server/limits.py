@@ -80,7 +80,8 @@ class Limits:
                 message = _with_headers(message)
                 if message["status"] >= 400 and not limited.complete:
                     # Somebody is still sending what nobody wants: the connection ends here.
-                    await limited.drain()
+                    if message["status"] not in (408, 503):  # who is silent sends no more, and who stops has no time
+                        await limited.drain()
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 

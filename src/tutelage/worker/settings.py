@@ -37,3 +37,7 @@ class WorkerSettings:
     grace: float = 12.0
     while_input_open: bool = False
     log_limit: int = MAX_LOG_BYTES
+
+    def __post_init__(self) -> None:
+        # Jobs run in folders of their own, from which a relative path would lead elsewhere.
+        object.__setattr__(self, "folder", self.folder.expanduser().absolute())
