@@ -25,12 +25,18 @@ KILL_EVERY_SECONDS = 0.02
 SIGNALS_TO_OUTLIVE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+SERVER_HERE = "TUTELAGE_SERVER_HERE"
+"""Set by a worker whose server is on the same machine, for itself and what it starts."""
 
 
 def now() -> float:
-    """Seconds on a clock that all processes of this machine share and that goes on while it is suspended."""
+    """Seconds on a clock that all processes of this machine share.
+
+    It goes on while the machine is suspended, since the server's does; unless the server is on this machine, and sleeps
+    when it does: then closing the lid ends no run.
+    """
     boot = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if boot is None else time.clock_gettime(boot)
+    return time.monotonic() if boot is None or os.environ.get(SERVER_HERE) else time.clock_gettime(boot)
 
 
 class Guard:
