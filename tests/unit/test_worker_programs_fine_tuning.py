@@ -209,7 +209,8 @@ def test_a_job_that_fails_reports_its_end_and_keeps_its_checkpoints(
     assert [data.get("checkpoint") for data in report.data[-2:]] == [f"{JOB}:step-1", f"{JOB}:step-2"]
     assert [data["step"] for data in report.data if data.get("tag") == "end"] == [2]
     assert not any("model" in data for data in report.data)
-    assert sorted(path.name for path in (job.path / "uploads").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    left = sorted(path.name for path in (job.path / "uploads").iterdir())
+    assert left == ["checkpoint-1", "checkpoint-2", "events.jsonl", "log.txt", "run.json"]
 
 
 def test_options_that_cannot_work_are_the_sentence_of_the_config(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     batch_size: int = 32,
     stop_when: Callable[[list[int]], bool] | None = None,
+    min_new_tokens: int = 0,
 ) -> list[list[int]]:
     """One response per prompt, as token ids, the end-of-turn token included where the model produced one.
 
@@ -52,7 +53,7 @@ def generate(
     In evaluation mode, without gradients, with a key-value cache; every module's mode is restored, also when
     generation raises. temperature 0 is greedy; otherwise `seeds` has one seed per prompt.
     `stop_when` is asked after each token, with a row's response so far, whether the row is done; a response that
-    ends so may have padding behind it.
+    ends so may have padding behind it. min_new_tokens: no turn ends before; the model's own settings are not asked.
     """
     if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {0 if seeds is None else len(seeds)}")
@@ -76,6 +77,7 @@ def generate(
                 max_new_tokens,
                 processors,
                 stop_when,
+                min_new_tokens,
             )
             responses.update(zip(indices, batch, strict=True))
     return [responses[index] for index in range(len(prompts))]
@@ -123,6 +125,7 @@ def _generate_batch(
     max_new_tokens: int,
     processors: LogitsProcessorList,
     stop_when: Callable[[list[int]], bool] | None,
+    min_new_tokens: int,
 ) -> list[list[int]]:
     model = getattr(model, "module", model)
     device = next(model.parameters()).device
@@ -142,6 +145,7 @@ def _generate_batch(
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens or None,
         pad_token_id=pad_token_id,
         eos_token_id=sorted(stop_ids),
         use_cache=True,

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from tutelage.evaluation.third_party import cut_at, ends_with_one_of
 from tutelage.jobs.params import InferenceParams
@@ -44,11 +43,6 @@ class Answerer:
     prompts: PromptFile
     params: InferenceParams
     limit: int
-
-    def __post_init__(self) -> None:
-        # A model may come with a repetition penalty or a minimum length, which a `GenerationConfig` inherits; the
-        # job's options are all there is.
-        self.loaded.model.generation_config = GenerationConfig(min_new_tokens=self.params.min_tokens)
 
     def answered(self) -> Iterator[tuple[AskedRow, list[Answer]]]:
         """Every row with its `n_completions_per_prompt` answers, in order."""
@@ -87,6 +81,7 @@ class Answerer:
             seeds=[rollout_seed(params.seed, row.number, number) for row, number in asked],
             batch_size=params.batch_size,
             stop_when=self._stop,
+            min_new_tokens=params.min_tokens,
         )
 
     @cached_property

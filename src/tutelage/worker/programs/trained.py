@@ -54,9 +54,15 @@ def put_checkpoints(run: Path, uploads: Path, config: TrainingConfig, base: str)
 
 
 def put_file(file: Path, uploads: Path) -> None:
-    """Move a file, if it is there. Raises OutputError."""
+    """Copy a file, if it is there: the run is still to be read as one. Raises OutputError."""
     if file.is_file():
-        _move(file, uploads / file.name)
+        try:
+            uploads.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, uploads / file.name)
+        except OSError as error:
+            raise OutputError(
+                f"{uploads}: cannot be written ({error.strerror or error}); free space on the worker"
+            ) from (error)
 
 
 def template_source(folder: Path, template: str) -> str:
