@@ -190,6 +190,8 @@ class _LocalWorker:
         # With this server gone its job goes on, and its place is taken by the worker of the next one.
         command += ["--ignore-vram", "--while-input-open"]
         environment = {**os.environ, "TUTELAGE_URL": self._url, "TUTELAGE_API_KEY": new.secret}
+        if self._services.settings.is_embedded:  # its lease sleeps when the server does
+            environment["TUTELAGE_SERVER_HERE"] = "1"
         with (home / "worker.log").open("ab") as output:
             # A group of its own: ctrl-C is for the server, which stops it in order.
             return subprocess.Popen(

@@ -26,7 +26,7 @@ SIGNALS_TO_OUTLIVE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQU
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 SERVER_HERE = "TUTELAGE_SERVER_HERE"
-"""Set by a worker whose server is on the same machine, for itself and what it starts."""
+"""Set by `tutelage serve` for the worker beside it, whose server and records are all on this machine."""
 
 
 def now() -> float:

@@ -92,7 +92,8 @@ def remove(path: Path) -> None:
     for folder, _, _ in os.walk(path):  # from the top down: what was closed is open when its turn comes
         for below in Path(folder).iterdir():
             if below.is_dir() and not below.is_symlink():
-                below.chmod(0o700)
+                with suppress(OSError):  # it belongs to another user, as containers leave them
+                    below.chmod(0o700)
     shutil.rmtree(path, ignore_errors=True)
 
 

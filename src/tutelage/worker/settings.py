@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tutelage.jobs.requirements import CloudType
 
-MAX_LOG_BYTES = 64 * 1024 * 1024
-"""Of one run: what the server keeps of it, which drops the oldest."""
+MAX_LOG_BYTES = 60 * 1024 * 1024
+"""Of one run. Below what the server keeps, so that the remark about what was left out drops nothing there."""
 
 
 def _default_folder() -> Path:

@@ -20,7 +20,7 @@ from tutelage.files import make_folder
 from tutelage.jobs.requirements import Offer
 from tutelage.jobs.status import JobStatus
 from tutelage.worker.endings import Ending
-from tutelage.worker.guard import SERVER_HERE, now
+from tutelage.worker.guard import now
 from tutelage.worker.hardware import Gpus, disk_free_gb, find_gpus, hub_models, require_same
 from tutelage.worker.job_folder import remove_left_behind
 from tutelage.worker.job_run import LAST_WORDS_SECONDS, JobRun, Surroundings
@@ -96,7 +96,6 @@ class Worker:
         SIGTERM and SIGINT end it in order if this is the main thread, a second one ends it at once. Raises OutputError
         for its folder, HardwareError for GPUs that do not answer, AccessError for a token that may not.
         """
-        os.environ[SERVER_HERE] = "1" if self._api.transport.is_loopback else ""
         make_folder(self.settings.folder, "--folder")
         remove_left_behind(self.settings.folder)
         self._gpus = find_gpus()
