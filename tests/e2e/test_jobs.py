@@ -59,10 +59,21 @@ def run(url: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_by_the_sdk(url: str, data: Path, tmp_path: Path) -> None:
-    client = OpenWeights(base_url=url)
+@pytest.fixture
+def sdk(url: str) -> Iterator[OpenWeights]:
+    with OpenWeights(base_url=url) as client:
+        yield client
+
+
+@pytest.fixture
+def openai(url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        yield client
+
+
+def test_by_the_sdk(sdk: OpenWeights, openai: OpenAI, data: Path, tmp_path: Path) -> None:
     sampled = {"dataset": str(data), "eval_steps": 2, "max_tokens": 4, "tag": "codes"}
-    job = client.fine_tuning.create(
+    job = sdk.fine_tuning.create(
         model="smollm2", training_file=str(data), loss="sft", learning_rate=1e-3, save_steps=1,
         sampling_callbacks=[sampled], logp_callback_datasets={"codes": str(data)}, eval_every_n_steps=1, **SMALL,
     )  # fmt: skip
@@ -75,24 +86,23 @@ def test_by_the_sdk(url: str, data: Path, tmp_path: Path) -> None:
     paths = {str(path.relative_to(tmp_path)) for path in job.download(tmp_path)}
     assert {"model/model.safetensors", "checkpoint-1/adapter_model.safetensors", "events.jsonl", "run.json"} <= paths
     samples = [event for event in job.events if event.data.get("type") == "samples"]
-    assert len(client.files.content(samples[-1].data["file"]).splitlines()) == len(ROWS)
+    assert len(sdk.files.content(samples[-1].data["file"]).splitlines()) == len(ROWS)
 
     model = job.outputs["model"]
-    before = client.logprob.create(model="smollm2", dataset=str(data), requires_vram_gb=0)
-    after = client.logprob.create(model=model, dataset=str(data), requires_vram_gb=0)
-    middle = client.logprob.create(model=f"{job.id}:step-1", dataset=str(data), requires_vram_gb=0)
-    inference = client.inference.create(
+    before = sdk.logprob.create(model="smollm2", dataset=str(data), requires_vram_gb=0)
+    after = sdk.logprob.create(model=model, dataset=str(data), requires_vram_gb=0)
+    middle = sdk.logprob.create(model=f"{job.id}:step-1", dataset=str(data), requires_vram_gb=0)
+    inference = sdk.inference.create(
         model=model, input_file_id=str(data), max_tokens=4, temperature=0, requires_vram_gb=0
     )
     found = [one.wait().raise_for_status().outputs for one in (before, middle, after)]
     assert found[0]["loss"] > found[1]["loss"] > found[2]["loss"]
-    answers = client.files.content(inference.wait().raise_for_status().outputs["file"]).splitlines()
+    answers = sdk.files.content(inference.wait().raise_for_status().outputs["file"]).splitlines()
     assert [json.loads(line)["messages"] for line in answers] == [row["messages"] for row in ROWS]
 
     messages = [{"role": "user", "content": "Code of Kenya?"}]
-    with client.api.deploy(model, requires_vram_gb=0):
-        whole = client.chat.completions.create(model=model, messages=messages, max_tokens=4, temperature=0)
-        openai = OpenAI(base_url=f"{url}/v1", api_key="none")
+    with sdk.api.deploy(model, requires_vram_gb=0):
+        whole = sdk.chat.completions.create(model=model, messages=messages, max_tokens=4, temperature=0)
         parts = openai.chat.completions.create(model=model, messages=messages, max_tokens=4, temperature=0, stream=True)  # type: ignore[call-overload]
         streamed = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
         assert whole.choices[0].message.content == streamed
@@ -124,21 +134,20 @@ def test_by_the_shell(url: str, data: Path, tmp_path: Path) -> None:
     assert run(url, "jobs", "show", "nothing", cwd=tmp_path).returncode == 2
 
 
-def test_by_the_openai_package(url: str, data: Path) -> None:
-    client = OpenAI(base_url=f"{url}/v1", api_key="none")
+def test_by_the_openai_package(openai: OpenAI, data: Path) -> None:
     with data.open("rb") as content:
-        file = client.files.create(file=content, purpose="fine-tune")
+        file = openai.files.create(file=content, purpose="fine-tune")
     hyperparameters = {"n_epochs": 1, "batch_size": 2, "max_new_tokens": 4, "check_rows": 2, "max_steps": 1}
     method: dict[str, object] = {"type": "sdft", "sdft": {"hyperparameters": hyperparameters}}
-    job = client.fine_tuning.jobs.create(
+    job = openai.fine_tuning.jobs.create(
         model="smollm2", training_file=file.id, method=method, extra_body={"requires_vram_gb": 0, "save_steps": 1}
     )  # type: ignore[arg-type]
     assert job.status == "queued"
-    until(lambda: client.fine_tuning.jobs.retrieve(job.id).status not in ("queued", "running"), "its end", 300)
-    done = client.fine_tuning.jobs.retrieve(job.id)
+    until(lambda: openai.fine_tuning.jobs.retrieve(job.id).status not in ("queued", "running"), "its end", 300)
+    done = openai.fine_tuning.jobs.retrieve(job.id)
     assert (done.status, done.fine_tuned_model) == ("succeeded", job.id)
-    assert next(iter(client.fine_tuning.jobs.list(limit=1))).id == job.id
-    assert any("loss" in event.message for event in client.fine_tuning.jobs.list_events(job.id))
-    checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    assert next(iter(openai.fine_tuning.jobs.list(limit=1))).id == job.id
+    assert any("loss" in event.message for event in openai.fine_tuning.jobs.list_events(job.id))
+    checkpoints = openai.fine_tuning.jobs.checkpoints.list(job.id).data
     assert [one.fine_tuned_model_checkpoint for one in checkpoints] == [f"{job.id}:step-1"]
-    assert client.models.retrieve(job.id).id == job.id
+    assert openai.models.retrieve(job.id).id == job.id

@@ -1,5 +1,6 @@
 """`run_on: server`: the runs of a comparison as jobs, and the same numbers as when they are trained here."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.small_experiments import TASK, written
 from tests.workers import working
 from tutelage.errors import TrainingError
 from tutelage.experiments import load_experiment, run_experiment
+from tutelage.experiments.remote import RemoteRuns
 from tutelage.experiments.results import ExperimentResults
 
 
@@ -59,15 +61,14 @@ def test_a_job_that_fails_is_a_run_that_failed(
 ) -> None:
     monkeypatch.setenv("TUTELAGE_URL", own_server.url)
     there = written(tmp_path, runs={"sft": {"loss": "sft"}}, seeds=[4], run_on="server")
-    # No worker has the model at the path it has here, so to say: the job's folder is taken away before it begins.
-    api = own_server.api()
-    console = Console(file=io.StringIO(), width=200)
-    experiment = load_experiment(there)
-    from tutelage.experiments.remote import RemoteRuns
-
-    job = RemoteRuns(lambda text: None)._submit(next(iter(experiment.runs["sft"].values()))[0])
-    api.finish(api.running(api.ok("GET", f"/api/jobs/{job.id}")).run_id, "failed", reason="no space on the worker")
-    monkeypatch.setattr(RemoteRuns, "_submit", lambda self, config: job.refresh())
+    api, experiment = own_server.api(), load_experiment(there)
+    with contextlib.closing(RemoteRuns(lambda text: None)) as remote:
+        job = remote._submit(next(iter(experiment.runs["sft"].values()))[0])
+        running = api.running(api.ok("GET", f"/api/jobs/{job.id}"))
+        api.finish(running.run_id, "failed", reason="no space on the worker")
+        job.refresh()
+    # Submitted again it would wait again.
+    monkeypatch.setattr(RemoteRuns, "_submit", lambda self, config: job)
     monkeypatch.setattr(RemoteRuns, "submit_all", lambda self, configs: None)
     with pytest.raises(TrainingError, match=rf"job {job.id} is failed: no space on the worker"):
-        run_experiment(experiment, tmp_path / "out", console)
+        run_experiment(experiment, tmp_path / "out", Console(file=io.StringIO(), width=200))

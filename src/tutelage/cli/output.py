@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+UNFOLDED = 100_000
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -29,7 +30,9 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: 
     for row in rows:
         table.add_row(*(Text(shown(value)) for value in row))
     if table.row_count:
-        Console(soft_wrap=not Console().is_terminal).print(table)
+        # What goes into a file or a pipe is for programs: an id is never folded there.
+        console = Console()
+        (console if console.is_terminal else Console(width=UNFOLDED)).print(table)
     else:
         print(empty)
 

@@ -4,6 +4,7 @@ What is there already is used again: finished runs, checkpoints of stopped ones,
 is compared (`specification.py`), how a model is asked (`evaluate.py`).
 """
 
+import contextlib
 import itertools
 import logging
 import shutil
@@ -72,7 +73,8 @@ def run_experiment(experiment: Experiment, output: Path, console: Console) -> Ex
 def _run_checked(experiment: Experiment, output: Path, console: Console) -> ExperimentResults:
     comparison = _Comparison(experiment, output, console)
     try:
-        models = comparison.models()
+        with comparison.finally_closed():
+            models = comparison.models()
     except (KeyboardInterrupt, Interrupted) as stop:
         where = f"{str(stop).partition(';')[0]}; " if isinstance(stop, Interrupted) else "stopped; "
         raise Interrupted(
@@ -115,6 +117,15 @@ class _Comparison:
         )
         base = ModelResult(BASE, None, (seed,), self.base.answers)
         return [base, *(self._run(name) for name in self.experiment.runs)]
+
+    @contextlib.contextmanager
+    def finally_closed(self) -> Iterator[None]:
+        """Give back what it holds, however the work inside ends."""
+        try:
+            yield
+        finally:
+            if self._remote is not None:
+                self._remote.close()
 
     def _first_stages(self) -> Iterator[TrainingConfig]:
         """Of the runs that are not there yet."""

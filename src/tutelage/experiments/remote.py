@@ -37,6 +37,10 @@ class RemoteRuns:
         self._client: Client = Client()
         self._say = say
 
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
     def submit_all(self, configs: Iterable[TrainingConfig]) -> None:
         """Let runs that can begin now wait together, so that several workers have something to do."""
         jobs = [self._submit(config) for config in configs]
