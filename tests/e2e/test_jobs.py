@@ -103,7 +103,7 @@ def test_by_the_sdk(sdk: OpenWeights, openai: OpenAI, data: Path, tmp_path: Path
     messages = [{"role": "user", "content": "Code of Kenya?"}]
     with sdk.api.deploy(model, requires_vram_gb=0):
         whole = sdk.chat.completions.create(model=model, messages=messages, max_tokens=4, temperature=0)
-        parts = openai.chat.completions.create(model=model, messages=messages, max_tokens=4, temperature=0, stream=True)  # type: ignore[call-overload]
+        parts = openai.chat.completions.create(model=model, messages=messages, max_tokens=4, temperature=0, stream=True)  # type: ignore[call-overload] - messages are plain dicts
         streamed = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
         assert whole.choices[0].message.content == streamed
         assert streamed
@@ -141,7 +141,7 @@ def test_by_the_openai_package(openai: OpenAI, data: Path) -> None:
     method: dict[str, object] = {"type": "sdft", "sdft": {"hyperparameters": hyperparameters}}
     job = openai.fine_tuning.jobs.create(
         model="smollm2", training_file=file.id, method=method, extra_body={"requires_vram_gb": 0, "save_steps": 1}
-    )  # type: ignore[arg-type]
+    )  # type: ignore[arg-type] - its types know OpenAI's methods only
     assert job.status == "queued"
     until(lambda: openai.fine_tuning.jobs.retrieve(job.id).status not in ("queued", "running"), "its end", 300)
     done = openai.fine_tuning.jobs.retrieve(job.id)

@@ -183,5 +183,6 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 def test_the_queue_is_its_model(database: Database) -> None:
+    """The assertions are in the machine's invariants and rules."""
     factory: Any = lambda: QueueMachine(database)  # noqa: E731 - Hypothesis takes any callable, its types only classes
     run_state_machine_as_test(factory, settings=settings(max_examples=25, stateful_step_count=40, deadline=None))

@@ -391,7 +391,8 @@ def test_names_of_this_machine_are_open(open_server: Served, host: str) -> None:
 def test_behind_a_proxy_nobody_comes_from_this_machine(open_server: Served, name: str) -> None:
     """The proxy does, for everybody; and what it says of them is not trusted either."""
     for value in ("127.0.0.1", "for=127.0.0.1", "8.8.8.8", ""):
-        open_server.api().refused(401, *OPEN_CALL, headers={name: value})
+        problem = open_server.api().refused(401, *OPEN_CALL, headers={name: value})
+        assert problem["type"] == "authentication_error"
 
 
 @pytest.mark.parametrize(

@@ -417,7 +417,8 @@ def test_a_newline_behind_a_name(open_server: Served) -> None:
         api.refused(400, "POST", "/api/jobs", body)
     api.refused(400, "PUT", "/api/secrets/NAME%0A", {"value": "123456"})
     worker = api.worker()
-    api.refused(400, "POST", "/api/claims", {"worker_id": worker, "run_id": new_run_id() + "\n"})
+    problem = api.refused(400, "POST", "/api/claims", {"worker_id": worker, "run_id": new_run_id() + "\n"})
+    assert problem["param"] == "run_id"
 
 
 SCRIPT = "<script>alert(1)</script>"
@@ -707,6 +708,7 @@ def test_leases_are_looked_at_again_after_an_unknown_fault(own_server: Served, m
 
     monkeypatch.setattr(own_server.services.queue, "expire", expire, raising=False)
     until(lambda: len(calls) >= 2, "another look", patience=4)
+    assert own_server.logged().count("RuntimeError: a bad moment") == 1
     own_server.log.clear()
 
 

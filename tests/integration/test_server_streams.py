@@ -358,6 +358,7 @@ def test_readers_that_went_away_are_forgotten(own_server: Served) -> None:
         connection.close()
     # Within a few looks; each looks again every second.
     until(lambda: not waiting(own_server, topic), "no reader", patience=5)
+    assert topic not in own_server.services.notices._listeners
 
 
 def test_a_reader_that_does_not_read_stops_nobody(own_server: Served) -> None:

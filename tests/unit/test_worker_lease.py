@@ -112,6 +112,7 @@ def test_a_run_that_was_given_up(kept: Any, error: TutelageError) -> None:
 
     one = kept(answer)
     until(lambda: one.signals.fenced, "the news")
+    assert not one.signals.canceled
 
 
 def test_a_run_that_is_canceled(kept: Any) -> None:

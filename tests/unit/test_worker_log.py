@@ -94,6 +94,9 @@ def test_a_line_is_sent_while_the_process_goes_on(printed: Any) -> None:
     until(lambda: server.content == b"step 1\n", "the first line")
     one.print("step 2")
     until(lambda: server.content == b"step 1\nstep 2", "half a line")
+    one.print(" ends\n")
+    until(lambda: server.content.endswith(b"ends\n"), "the rest of it")
+    assert server.content == b"step 1\nstep 2 ends\n"
 
 
 def test_many_lines_go_in_few_calls(printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ class Jobs:
 
     def get_entrypoint(self, validated_params: Any) -> str:
         """The shell command of a job with these params. Subclasses have their own."""
+        # The base class is `client.jobs` too, so it cannot be abstract.
         raise NotImplementedError(f"{type(self).__name__} needs get_entrypoint(self, validated_params) -> str")
 
     def create(self, **params: Any) -> Job:

@@ -50,7 +50,7 @@ def compare(
     parts: Parts,
     who: Reader,
     run: RunIds = [],  # noqa: B006 - FastAPI copies it
-    job: RunIds = [],  # noqa: B006
+    job: RunIds = [],  # noqa: B006 - FastAPI copies it
     x: Annotated[str, Query(max_length=200)] = "",
     y: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
