@@ -57,6 +57,10 @@ class FencedError(JobError):
     """A run that was given up, or has ended, tries to write. The one who writes has to stop."""
 
 
+class WorkerStoppedError(JobError):
+    """A worker that was stopped on the server asks for work. It has to end, not to register again."""
+
+
 class StorageError(TutelageError):
     """Records or files cannot be read or written: the database does not answer, the disk is full."""
 

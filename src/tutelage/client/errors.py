@@ -4,9 +4,10 @@ from typing import Any
 
 import httpx
 
-from tutelage.errors import DataError, FencedError, JobError, NotFoundError, TutelageError
+from tutelage.errors import DataError, FencedError, JobError, NotFoundError, TutelageError, WorkerStoppedError
 
 MAX_SENTENCE = 2000
+BY_CODE: dict[Any, type[JobError]] = {"fenced": FencedError, "stopped": WorkerStoppedError}
 
 
 class ServerError(TutelageError):
@@ -41,9 +42,9 @@ def refusal(response: httpx.Response, address: str) -> TutelageError:
             f"{response.request.url.path}, not as a Tutelage server does; check base_url and TUTELAGE_URL"
         )
     sentence = str(error.get("message") or "the server gave no reason")[:MAX_SENTENCE]
-    if error.get("code") == "fenced":
-        return FencedError(sentence)
-    if response.status_code >= 500 or response.status_code == 429:
+    if kind := BY_CODE.get(error.get("code")):
+        return kind(sentence)
+    if response.status_code >= 500 or response.status_code == 429:  # too much to do: no fault of what was asked
         return ServerError(f"{address}: {sentence}")
     kinds = {401: AccessError, 403: AccessError, 404: NotFoundError, 413: DataError}
     return kinds.get(response.status_code, JobError)(sentence)

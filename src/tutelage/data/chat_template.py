@@ -37,6 +37,7 @@ class _Tokens:
     ids: list[int]
     turns: list[int | None]  # per id: the index of the assistant message it belongs to
     unlocated: frozenset[int]  # assistant messages that could not be found in the rendering
+    part_weights: list[float] | None  # per id, where a message has parts of several weights
 
 
 class ChatTemplate:
@@ -77,22 +78,31 @@ class ChatTemplate:
 
         responses_only: True trains the assistant turns, each from the end of its generation prompt up to and
         including its end-of-turn token, and nothing else; False trains every token but the first. Turns with
-        `train: false` are trained in neither case. A row of weight 0 trains nothing.
+        `train: false` are trained in neither case, nor parts of weight 0. A row of weight 0 trains nothing.
 
-        Raises DataError if the template refuses the conversation, ModelError if a turn cannot be located.
+        Raises DataError if the template refuses the conversation, or changes a turn whose parts have weights,
+        ModelError if a turn cannot be located.
         """
         messages, place = conversation.messages, conversation.place
         tokens = self._tokens(messages, place)
         for index in sorted(tokens.unlocated):
             if messages[index].train is responses_only:
                 raise self._unlocated(index, place)
+        for index, message in enumerate(messages):
+            if not responses_only and message.role != "assistant" and not message.train:
+                raise DataError(
+                    f"{place}: message {index + 1} ({message.role}) is not to be trained, but train_on_responses_only: "
+                    "false trains all turns of others; set it to true, or remove 'train' and 'weight' there"
+                )
         labels = [IGNORE_INDEX] * len(tokens.ids)
         if conversation.weight > 0:
             for position, (token, turn) in enumerate(zip(tokens.ids, tokens.turns, strict=True)):
                 trained = not responses_only if turn is None else messages[turn].train
+                if tokens.part_weights is not None and tokens.part_weights[position] == 0:
+                    trained = False
                 if trained and position > 0:
                     labels[position] = token
-        return TokenRow(tokens.ids, labels, conversation.weight, 0, place)
+        return TokenRow(tokens.ids, labels, conversation.weight, 0, place, tokens.part_weights)
 
     def encode_prompt(self, messages: Sequence[Message], place: str = "prompt") -> list[int]:
         """The ids of the messages with the generation prompt at the end: what generation starts from."""
@@ -167,6 +177,7 @@ class ChatTemplate:
         first = located[0].start if located else len(text)
         ids = self.text_ids(text[:first])
         turns: list[int | None] = [None] * len(ids)
+        weights = [1.0] * len(ids)
         for number, span in enumerate(located):
             until = located[number + 1].start if number + 1 < len(located) else len(text)
             answer = self.text_ids(text[span.start : span.end], continues=span.start > 0)
@@ -176,7 +187,41 @@ class ChatTemplate:
                 rest, closing = [self._eos_id(place)], 1
             ids += answer + rest
             turns += [span.message] * (len(answer) + closing) + [None] * (len(rest) - closing)
-        return _Tokens(ids, turns, frozenset(unlocated))
+            weights += self._part_weights(messages[span.message], text[span.start : span.end], answer, place)
+            weights += [messages[span.message].weight_at(len(text))] * closing + [1.0] * (len(rest) - closing)
+        weighted = any(message.part_weights for message in messages)
+        return _Tokens(ids, turns, frozenset(unlocated), weights if weighted else None)
+
+    def _part_weights(self, message: Message, rendered: str, ids: list[int], place: str) -> list[float]:
+        """Of each token of an answer: the weight of the part in which its first character that is no space lies."""
+        if message.part_weights is None:
+            return [1.0] * len(ids)
+        content = message.content.strip()
+        at = rendered.rfind(content)
+        starts = self._starts(rendered, ids)
+        if at < 0 or starts is None:
+            raise DataError(
+                f"{place}: {self.name} changes the text of an answer, or the tokenizer does not say where tokens "
+                "begin, so its weights have no place there; give that answer one weight, or set another chat_template"
+            )
+        lead = at - message.content.index(content)
+        return [message.weight_at(start - lead) for start in starts]
+
+    def _starts(self, text: str, ids: list[int]) -> list[int] | None:
+        """Where in the text each token begins, after its leading white space; None where that cannot be told."""
+        if not self.tokenizer.is_fast:
+            return None
+        for before in ("", "\n"):  # as `text_ids` tokenises
+            found = self.tokenizer(before + text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+            skipped = len(found["input_ids"]) - len(ids)
+            if skipped >= 0 and list(found["input_ids"])[skipped:] == ids:
+                spans = [(start - len(before), end - len(before)) for start, end in found["offset_mapping"][skipped:]]
+                blanks = [len(text[start:end]) - len(text[start:end].lstrip()) for start, end in spans]
+                return [
+                    start + blank if start + blank < end else start
+                    for (start, end), blank in zip(spans, blanks, strict=True)
+                ]
+        return None
 
     def _span(self, messages: Sequence[Message], index: int, text: str) -> _Span | None:
         """Find the turn by rendering: the turns before it with a generation prompt, and the turn changed.

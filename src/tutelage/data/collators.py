@@ -32,7 +32,7 @@ def pad_batch(
         input_ids_BT[index, span] = torch.tensor(row.input_ids)
         attention_mask_BT[index, span] = 1
         labels_BT[index, span] = torch.tensor(row.labels)
-        weights_BT[index, span] = row.weight
+        weights_BT[index, span] = torch.tensor(row.weights)
     return {
         "input_ids": input_ids_BT,
         "attention_mask": attention_mask_BT,
@@ -53,7 +53,7 @@ def packed_batch(packs: Sequence[Sequence[TokenRow]]) -> dict[str, Tensor]:
     input_ids = [token for row in rows for token in row.input_ids]
     position_ids = [position for row in rows for position in range(len(row.input_ids))]
     labels = [label for row in rows for label in (IGNORE_INDEX, *row.labels[1:])]
-    weights = [row.weight for row in rows for _ in row.input_ids]
+    weights = [weight for row in rows for weight in row.weights]
     return {
         "input_ids": torch.tensor([input_ids]),
         "position_ids": torch.tensor([position_ids]),

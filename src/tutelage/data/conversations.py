@@ -3,7 +3,6 @@
 No tokens here (see chat_template.py), and no bytes (see jsonl.py). docs/data.md shows the formats.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from tutelage.config.objectives import Purpose
 from tutelage.data.jsonl import WrongFileError, data_hash, read_rows
-from tutelage.data.messages import BadRow, Message, is_text_part, short, text_of, turns_of
+from tutelage.data.messages import BadRow, Message, is_text_part, message_of, number_of, short, text_of, turns_of
 from tutelage.errors import DataError
 
 __all__ = ["Conversation", "Message", "data_hash", "read_conversations"]
@@ -138,7 +137,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = row[key]
         chat = isinstance(value, list) and not all(is_text_part(part) for part in value)
-        sides.append(turns_of(row, key) if chat else [Message(role, text_of(value, f"'{key}'"))])
+        sides.append(turns_of(row, key) if chat else [message_of(role, value, f"'{key}'")])
     prompt, completion = sides
     return [replace(turn, train=False) if turn.role == "assistant" else turn for turn in prompt] + completion
 
@@ -156,13 +155,4 @@ def _demonstration(row: Mapping[str, Any]) -> str | None:
 
 def _weight(row: Mapping[str, Any]) -> float:
     weight = row.get("weight")
-    if weight is None:
-        return 1.0
-    if isinstance(weight, (int, float)) and not isinstance(weight, bool):
-        try:
-            number = float(weight)
-        except OverflowError:
-            number = math.inf
-        if math.isfinite(number) and number >= 0:
-            return number
-    raise BadRow(f"'weight' is {short.repr(weight)}; give a finite number that is 0 or more")
+    return 1.0 if weight is None else number_of(weight, "'weight'", lowest=0.0)

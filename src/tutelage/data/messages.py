@@ -1,5 +1,6 @@
 """Turns of a chat, as they stand in a row of any format. Torch-free. Not here: which key holds them."""
 
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,21 @@ short.maxstring = short.maxother = 60
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `train` matters for assistant turns only: False leaves the turn out of the loss."""
+    """One turn. `train`: False leaves an assistant's turn out of the loss; others are trained only with all turns.
+
+    part_weights: factors in the loss of the parts of `content`, each with the offset behind its last character; None
+    where all are 1.
+    """
 
     role: str
     content: str
     train: bool = True
+    part_weights: tuple[tuple[int, float], ...] | None = None
+
+    def weight_at(self, character: int) -> float:
+        """The factor of what begins at an offset in `content`; what stands before or behind goes with its neighbour."""
+        parts = self.part_weights or ((0, 1.0),)
+        return next((weight for end, weight in parts if character < end), parts[-1][1])
 
 
 class BadRow(Exception):
@@ -58,11 +69,55 @@ def _message(turn: Any, name: str) -> Message:
     train = turn.get("train")
     if not isinstance(train, bool) and train is not None:
         raise BadRow(f"{name} has train {short.repr(train)}; use true or false")
-    return Message(known, text_of(turn[content_key], f"{name}.{content_key}"), train is not False)
+    weight = None if turn.get("weight") is None else number_of(turn["weight"], f"{name}.weight")
+    return message_of(known, turn[content_key], f"{name}.{content_key}", train=train is not False, weight=weight)
+
+
+def message_of(role: str, content: Any, name: str, *, train: bool = True, weight: float | None = None) -> Message:
+    """A turn whose content is a string or a list of text parts, each with a `weight` or the turn's. Raises BadRow."""
+    text = _joined(content, name)
+    parts = content if isinstance(content, list) else [{"text": content}]
+    weights: list[tuple[int, float]] = []
+    end = 0
+    for index, part in enumerate(parts):
+        end += len(part["text"])
+        own = part.get("weight")
+        given = weight if own is None else number_of(own, f"{name}[{index}].weight")
+        # Nobody but the assistant is trained: its words count 1, those of others 0, unless it is said.
+        weights.append((end, (1.0 if role == "assistant" else 0.0) if given is None else given))
+    factors = {factor for _, factor in weights}
+    if role != "assistant":
+        if factors - {0.0}:
+            raise BadRow(f"{name} has a weight other than 0, but only assistant turns are trained; leave it out")
+        asked = weight is not None or any(part.get("weight") is not None for part in parts)
+        return Message(role, text, train and not asked)
+    if factors == {0.0}:
+        return Message(role, text, train=False)
+    return Message(role, text, train, tuple(weights) if factors - {1.0} else None)
 
 
 def text_of(content: Any, name: str) -> str:
     """Content that is a string or a list of text parts, as a string. Raises BadRow."""
+    text = _joined(content, name)
+    if isinstance(content, list) and any(part.get("weight") is not None for part in content):
+        raise BadRow(f"{name} has parts with a 'weight', which is read in 'messages' only; give the row as 'messages'")
+    return text
+
+
+def number_of(value: Any, name: str, lowest: float = -math.inf) -> float:
+    """A finite number, not below the lowest that is allowed. Raises BadRow."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number) and number >= lowest:
+            return number
+    allowed = "" if lowest == -math.inf else f" that is {lowest:g} or more"
+    raise BadRow(f"{name} is {short.repr(value)}; give a finite number{allowed}")
+
+
+def _joined(content: Any, name: str) -> str:
     if isinstance(content, list) and all(is_text_part(part) for part in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):

@@ -89,8 +89,8 @@ def _answer(turns: list[Message], key: str) -> str:
     if len(turns) != 1 or turns[0].role != "assistant":
         roles = ", ".join(turn.role for turn in turns) or "none"
         raise BadRow(f"'{key}' has the turns {roles}; give one assistant turn, and what comes before it in 'prompt'")
-    if not turns[0].train:
-        raise BadRow(f"'{key}' has train false, but dpo and orpo learn from both answers; remove it")
+    if not turns[0].train or turns[0].part_weights:
+        raise BadRow(f"'{key}' has a 'train' or 'weight', but dpo and orpo learn from both whole answers; remove it")
     if not turns[0].content.strip():
         raise BadRow(f"'{key}' is empty; write the answer or remove the row")
     return turns[0].content

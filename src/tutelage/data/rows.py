@@ -15,7 +15,8 @@ class TokenRow:
 
     input_ids: the whole rendered conversation. labels: same length, not shifted; -100 where nothing is
     trained. weight: factor of the row's tokens in the loss (the normaliser counts tokens, not weights); a row
-    of weight 0 has only -100. row: its index in the list of conversations. place: file and line.
+    of weight 0 has only -100. row: its index in the list of conversations. place: file and line. part_weights:
+    factors of the single tokens beside it, same length; None where all are 1.
     """
 
     input_ids: list[int]
@@ -23,6 +24,12 @@ class TokenRow:
     weight: float
     row: int
     place: str
+    part_weights: list[float] | None = None
+
+    @property
+    def weights(self) -> list[float]:
+        """The factor of each token in the loss."""
+        return [self.weight * part for part in self.part_weights or [1.0] * len(self.input_ids)]
 
     @property
     def num_trained(self) -> int:

@@ -17,6 +17,7 @@ from tutelage.errors import (
     StorageError,
     TooLargeError,
     TutelageError,
+    WorkerStoppedError,
 )
 from tutelage.jobs.plain_json import cleaned_text
 
@@ -36,7 +37,7 @@ HEADERS = (
 )
 """Of every answer."""
 MAX_MESSAGE = 10_000
-CODES = ((FencedError, "fenced"), (NotServedError, "model_not_served"))
+CODES = ((FencedError, "fenced"), (WorkerStoppedError, "stopped"), (NotServedError, "model_not_served"))
 """For programs, which read no sentences."""
 
 
@@ -86,7 +87,7 @@ def status_of(error: TutelageError) -> int:
     """The HTTP status of an error."""
     if isinstance(error, NotFoundError):
         return 404
-    if isinstance(error, FencedError):
+    if isinstance(error, FencedError | WorkerStoppedError):
         return 409
     if isinstance(error, TooLargeError):
         return 413
