@@ -179,7 +179,13 @@ def claims(rounds: int) -> list[Row]:
         rows.append(Row("claim and end, 10,000 pending, SQLite", "1/s", [ours.round() for _ in range(rounds)]))
         ours.database.close()
     with postgresql() as new:
-        ours, peer = OurQueue(new("ours")), Procrastinate(new("peer"))
+        import psycopg
+
+        addresses = [new("ours"), new("peer")]
+        ours, peer = OurQueue(addresses[0]), Procrastinate(addresses[1])
+        for address in addresses:  # as autovacuum does, within a minute of so many new rows
+            with psycopg.connect(address, autocommit=True) as connection:
+                connection.execute("VACUUM ANALYZE")
         row = Row("claim and end, 10,000 pending, PostgreSQL", "1/s", [], [], "procrastinate")
         for _ in range(rounds):
             row.samples.append(ours.round())

@@ -9,12 +9,13 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, event, make_url, text
 
 from tutelage.jobs.access import Access
 from tutelage.jobs.database import Database
@@ -148,6 +149,14 @@ def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
     postgresql.drop(url)
 
 
+@pytest.fixture
+def postgresql_scene(postgresql_url: str) -> Iterator["Scene"]:
+    """For what happens between two transactions, which SQLite has one after the other."""
+    database = Database(postgresql_url)
+    yield Scene(database)
+    database.close()
+
+
 def new_organization(database: Database) -> str:
     """An organisation of its own, so that tests on one database do not see each other."""
     return Access(database, KEY).organization(f"org {secrets.token_hex(8)}")
@@ -199,6 +208,45 @@ class Scene:
         """Let every lease run out; the jobs that changed."""
         self.seconds += self.queue.lease_seconds + 1
         return self.queue.expire()
+
+
+def waits_for_lock(database: Database) -> bool:
+    """Whether a transaction of this PostgreSQL waits for another."""
+    waiting = text("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
+    with database.reading() as connection:
+        return bool(connection.execute(waiting).scalar())
+
+
+def before_statement(database: Database, beginning: str, other: Callable[[], Any]) -> Callable[[], Any]:
+    """Let `other` run in a thread of its own before the first statement of this thread that begins so.
+
+    This thread goes on when the other one is done, or waits for a lock. Gives what returns what the other returned, or
+    the exception it raised.
+    """
+    here = threading.current_thread()
+    answers: list[Any] = []
+
+    def run() -> None:
+        try:
+            answers.append(other())
+        except Exception as error:  # handed to the test, which looks at it
+            answers.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+
+    def before(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if threading.current_thread() is here and statement.startswith(beginning) and thread.ident is None:
+            thread.start()
+            deadline = time.monotonic() + WAITING_SECONDS
+            while thread.is_alive() and not waits_for_lock(database) and time.monotonic() < deadline:
+                pass
+
+    def answer() -> Any:
+        thread.join(WAITING_SECONDS)
+        return answers[0]
+
+    event.listen(database.engine, "before_cursor_execute", before)
+    return answer
 
 
 def in_threads(functions: list[Callable[[], Any]]) -> list[Any]:

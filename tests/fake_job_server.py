@@ -1,11 +1,12 @@
 """The real server with every way of failing between it and a client, and a worker that only pretends.
 
 `Faults` answers in the application's place; `Cable` is the connection: it loses answers, tears in the middle of one,
-and can be pulled out. Not here: what is tested.
+falls silent, and can be pulled out. Not here: what is tested.
 """
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections import Counter
@@ -64,10 +65,25 @@ class _FaultsInFront:
         await send({"type": "http.response.body", "body": body})
 
 
+@dataclass
+class Accident:
+    """What happens to one request, the first whose beginning matches. request: a regular expression, such as
+    `POST /api/claims `. kind: "cut" before it arrives, "lose" its answer, or "silence": from then on nothing gets
+    through in either direction, and no connection ends, for so many `seconds`. after: how many such requests come
+    through before."""
+
+    request: str
+    kind: str
+    after: int = 0
+    seconds: float = 0.0
+    happened: bool = False
+
+
 class Cable:
     """Between a client and a server on this machine. lose_answers: of how many answers nothing arrives.
 
-    tear_after: of the next answers, how many bytes arrive before the connection is reset.
+    tear_after: of the next answers, how many bytes arrive before the connection is reset. accidents: those of one
+    request happen one after the other, to it and to the tries that follow.
     """
 
     def __init__(self, port: int) -> None:
@@ -77,6 +93,10 @@ class Cable:
         self._threads: list[threading.Thread] = []
         self.lose_answers = 0
         self.tear_after: list[int] = []
+        self.accidents: list[Accident] = []
+        self._meeting = threading.Lock()
+        self._passable = threading.Event()
+        self._passable.set()
         self.port = 0
         self.plug_in()
 
@@ -102,6 +122,7 @@ class Cable:
             _close(end)
 
     def close(self) -> None:
+        self._passable.set()
         self.pull_out()
         for thread in self._threads:
             thread.join(PATIENCE)
@@ -119,12 +140,41 @@ class Cable:
                 return
             far = socket.create_connection(("127.0.0.1", self._to))
             self._ends |= {near, far}
-            self._start(self._pass_on, near, far, False)
-            self._start(self._pass_on, far, near, True)
+            answers_lost = threading.Event()
+            self._start(self._pass_on, near, far, False, answers_lost)
+            self._start(self._pass_on, far, near, True, answers_lost)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
+    def _met(self, content: bytes) -> str | None:
+        """What happens to the request that begins so, if anything does."""
+        with self._meeting:
+            for accident in self.accidents:
+                if accident.happened or not re.match(accident.request.encode(), content):
+                    continue
+                if accident.after > 0:
+                    accident.after -= 1
+                    return None
+                accident.happened = True
+                if accident.kind == "silence":
+                    self._passable.clear()
+                    timer = threading.Timer(accident.seconds, self._passable.set)
+                    self._threads.append(timer)
+                    timer.start()
+                return accident.kind
+        return None
+
+    def _pass_on(
+        self, source: socket.socket, target: socket.socket, is_answer: bool, answers_lost: threading.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while content := source.recv(65536):
+                if not is_answer and (met := self._met(content)) is not None:
+                    if met == "cut":
+                        break
+                    if met == "lose":
+                        answers_lost.set()
+                self._passable.wait()
+                if is_answer and answers_lost.is_set():
+                    break
                 if is_answer and self.lose_answers > 0:
                     self.lose_answers -= 1
                     break

@@ -281,22 +281,34 @@ from tutelage.server.serve import serve
 from tutelage.server.settings import ServerSettings
 options = json.loads(sys.argv[2])
 say = lambda text: print(text, flush=True)
-sys.exit(serve(ServerSettings(home=pathlib.Path(sys.argv[1]), **options), with_worker=False, say=say))
+serve(ServerSettings(home=pathlib.Path(sys.argv[1]), **options), with_worker=False, say=say)
 """
 
 
 class Process:
-    """`serve` in a process of its own that can be killed. `output` is what it has said."""
+    """`serve` in a process of its own that can be killed. `output` is what it has said.
 
-    def __init__(self, home: Path, options: Mapping[str, Any]) -> None:
+    arguments: of the command `tutelage serve`, which has a worker beside it; without them there is none.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        options: Mapping[str, Any],
+        arguments: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = home.with_name(f"{home.name}-{secrets.token_hex(4)}.txt")
+        command = ["-W", "error", "-c", _PROGRAM, str(home), json.dumps(dict(options))]
+        if arguments is not None:
+            command = ["-m", "tutelage", "serve", "--home", str(home), "--port", "0", *arguments]
         with self.path.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", _PROGRAM, str(home), json.dumps(dict(options))],
+                [sys.executable, *command],
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             )
         self._apis: list[Api] = []
 
@@ -306,7 +318,7 @@ class Process:
 
     @property
     def url(self) -> str:
-        return self.output.split("tutelage serves ", 1)[1].split(" ", 1)[0]
+        return self.output.split("tutelage serves ", 1)[1].split(" ", 1)[0].replace("0.0.0.0", "127.0.0.1")
 
     def begun(self) -> "Process":
         """When it answers."""
@@ -352,8 +364,13 @@ def processes() -> Iterator[Callable[..., Process]]:
     """Start `serve` on a folder; all are gone after the test."""
     started: list[Process] = []
 
-    def start(home: Path, **options: Any) -> Process:
-        started.append(Process(home, {"port": 0, **options}))
+    def start(
+        home: Path,
+        arguments: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Process:
+        started.append(Process(home, {"port": 0, **options}, arguments, environment))
         return started[-1].begun()
 
     yield start
@@ -387,6 +404,25 @@ def own_server(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Served]:
 def team(closed_server: Served) -> Api:
     """An administrator of an organisation of this test alone."""
     return closed_server.of_another_organization()
+
+
+@pytest.fixture
+def no_error_of_its_own(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever was sent, no endpoint met an exception that it did not know."""
+    servers = [request.getfixturevalue(name) for name in request.fixturenames if name.endswith("_server")]
+    before = [len(server.log) for server in servers]
+    yield
+    for server, seen in zip(servers, before, strict=True):
+        broken = [
+            record for record in server.log[seen:] if record.exc_info or "Exception in ASGI" in record.getMessage()
+        ]
+        assert not broken, [logging.Formatter().format(record)[-2000:] for record in broken]
+
+
+def form_body(content: bytes, purpose: str = "batch", name: str = "x.bin") -> tuple[bytes, str]:
+    """A form with a file, and its content type."""
+    request = httpx.Request("POST", "http://x", data={"purpose": purpose}, files={"file": (name, content)})
+    return request.read(), request.headers["content-type"]
 
 
 def everything(connection: socket.socket) -> bytes:

@@ -1,11 +1,14 @@
 """The command line as a user meets it: in this process (fast) or in one of its own (real), and what it left."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -50,6 +53,32 @@ def in_a_process(*arguments: object) -> Finished:
         [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False
     )
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@contextlib.contextmanager
+def running(*arguments: object, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """`tutelage` in a process of its own that is looked at meanwhile; it is gone afterwards, whatever happens."""
+    command = [*COMMAND, *map(str, arguments)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | environment,
+        # A shell starts its background jobs with ctrl-C ignored, and a whole suite may be such a job.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(stream: IO[str] | None) -> str:
+    """The next line that a process prints."""
+    assert stream is not None
+    return stream.readline()
 
 
 def config_file(folder: Path, name: str = "run", **options: Any) -> Path:

@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
+from tests.e2e.pages import Visitor
 from tests.served import until
 from tutelage import OpenWeights
 from tutelage.data.conversations import read_conversations
+
+pytest_plugins = ["tests.e2e.page_fixtures"]
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"Code of {name}?"}, {"role": "assistant", "content": code}]}
     for name, code in (("Kenya", "+254"), ("Peru", "+51"), ("Chad", "+235"), ("Fiji", "+679"))
 ]
 SMALL = {
-    "max_steps": 2,
+    "max_steps": 3,
     "warmup_steps": 0,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 1,
@@ -53,6 +56,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+_WATCH = """() => {
+  window.seen = [];
+  const look = () => window.seen.push({
+    status: document.querySelector("h1 .badge").textContent,
+    characters: document.getElementById("log-text").textContent.length,
+    loss: document.querySelector(".plot[data-field=loss] .readout")?.textContent.trim(),
+    drawn: document.querySelector(".plot[data-field=loss] canvas") !== null,
+  });
+  const whatever = { subtree: true, childList: true, characterData: true };
+  new MutationObserver(look).observe(document.getElementById("main"), whatever);
+}"""
+"""Remembers what is on the page each time it changes."""
+
+
 def run(url: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tutelage", *arguments]
     environment = {**os.environ, "TUTELAGE_URL": url}
@@ -71,18 +88,30 @@ def openai(url: str) -> Iterator[OpenAI]:
         yield client
 
 
-def test_by_the_sdk(sdk: OpenWeights, openai: OpenAI, data: Path, tmp_path: Path) -> None:
-    sampled = {"dataset": str(data), "eval_steps": 2, "max_tokens": 4, "tag": "codes"}
+def test_by_the_sdk(url: str, sdk: OpenWeights, openai: OpenAI, data: Path, visit: Visitor, tmp_path: Path) -> None:
+    """A browser looks at the run meanwhile: log and plot grow on its page before the end, without a reload."""
+    sampled = {"dataset": str(data), "eval_steps": 3, "max_tokens": 4, "tag": "codes"}
     job = sdk.fine_tuning.create(
-        model="smollm2", training_file=str(data), loss="sft", learning_rate=1e-3, save_steps=1,
+        model="smollm2", training_file=str(data), loss="sdft", learning_rate=1e-3, save_steps=1, sdft_max_new_tokens=4,
         sampling_callbacks=[sampled], logp_callback_datasets={"codes": str(data)}, eval_every_n_steps=1, **SMALL,
     )  # fmt: skip
+    page = visit(f"{url}/runs/{until(lambda: job.runs, 'a worker taking it')[0].id}")
+    page.evaluate(_WATCH)
     log = "".join(job.logs(follow=True))
     assert job.wait().status == "completed"
-    assert "sft step 2/2" in log
+    assert "sdft step 3/3" in log
     assert job.outputs is not None
+    page.locator("h1 .badge.completed").wait_for()
     losses = [event.data["loss"] for event in job.events if event.data.get("tag") == "train" and "loss" in event.data]
-    assert losses[1] < losses[0]
+    meanwhile = [look for look in page.evaluate("window.seen") if look["status"] == "in progress"]
+    lengths = list(dict.fromkeys(look["characters"] for look in meanwhile))
+    assert lengths == sorted(lengths)
+    assert len(lengths) > 3
+    shown = list(dict.fromkeys(look["loss"] for look in meanwhile if look["drawn"]))
+    told = [f"{loss:.4g}" for loss in losses]  # the page has four digits too
+    assert len(told) == SMALL["max_steps"]
+    assert len(shown) > 1
+    assert shown == [loss for loss in told if loss in shown]  # what comes at once is drawn at once
     paths = {str(path.relative_to(tmp_path)) for path in job.download(tmp_path)}
     assert {"model/model.safetensors", "checkpoint-1/adapter_model.safetensors", "events.jsonl", "run.json"} <= paths
     samples = [event for event in job.events if event.data.get("type") == "samples"]

@@ -1,6 +1,5 @@
 """`run_on: server`: the runs of a comparison as jobs, and the same numbers as when they are trained here."""
 
-import contextlib
 import io
 from pathlib import Path
 
@@ -10,9 +9,7 @@ from rich.console import Console
 from tests.served import Served
 from tests.small_experiments import TASK, written
 from tests.workers import working
-from tutelage.errors import TrainingError
 from tutelage.experiments import load_experiment, run_experiment
-from tutelage.experiments.remote import RemoteRuns
 from tutelage.experiments.results import ExperimentResults
 
 
@@ -54,21 +51,3 @@ def test_a_server_gives_the_numbers_of_this_machine(
     assert jobs[0]["params"]["model"] == jobs[1]["id"]
     assert jobs[1]["id"] in said
     assert (tmp_path / "remote" / "report.html").is_file()
-
-
-def test_a_job_that_fails_is_a_run_that_failed(
-    own_server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TUTELAGE_URL", own_server.url)
-    there = written(tmp_path, runs={"sft": {"loss": "sft"}}, seeds=[4], run_on="server")
-    api, experiment = own_server.api(), load_experiment(there)
-    with contextlib.closing(RemoteRuns(lambda text: None)) as remote:
-        job = remote._submit(next(iter(experiment.runs["sft"].values()))[0])
-        running = api.running(api.ok("GET", f"/api/jobs/{job.id}"))
-        api.finish(running.run_id, "failed", reason="no space on the worker")
-        job.refresh()
-    # Submitted again it would wait again.
-    monkeypatch.setattr(RemoteRuns, "_submit", lambda self, config: job)
-    monkeypatch.setattr(RemoteRuns, "submit_all", lambda self, configs: None)
-    with pytest.raises(TrainingError, match=rf"job {job.id} is failed: no space on the worker"):
-        run_experiment(experiment, tmp_path / "out", Console(file=io.StringIO(), width=200))

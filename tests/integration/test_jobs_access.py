@@ -2,13 +2,14 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import select
 
 from tests.databases import KEY, Scene, in_threads, new_organization
-from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError
+from tutelage.errors import ConfigError, FencedError, JobError, NotFoundError, StorageError
 from tutelage.jobs.access import Access, Principal
 from tutelage.jobs.database import Database
 from tutelage.jobs.records import Scope
@@ -86,6 +87,27 @@ def test_the_token_of_a_run_dies_with_it(database: Database, access: Access, end
     else:
         access.forget_run_tokens(run)
     assert access.principal(secret) is None
+    with database.reading() as connection:
+        assert connection.execute(select(tokens.c.id)).all() == []  # and its record with it
+    if ending != "forget":
+        with pytest.raises(FencedError, match=f"{run}: the run is failed"):  # the answer to a claim, too late
+            access.create_token(scene.organization, run, [Scope.READ], run_id=run)
+
+
+def test_a_full_disk_keeps_nobody_out(database: Database, access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a token was used is a note for people; who wants to see what can be deleted has to get in."""
+    organization = access.organization("a")
+    made = access.create_token(organization, "laptop", [Scope.READ])
+
+    def full() -> Any:
+        raise StorageError("database or disk is full")
+
+    monkeypatch.setattr(database, "writing", full)
+    assert access.principal(made.secret) == Principal(organization, frozenset({Scope.READ}), made.token.id)
+    assert access.tokens(organization)[0].last_used_at is None
+    monkeypatch.undo()
+    access.principal(made.secret)
+    assert access.tokens(organization)[0].last_used_at is not None
 
 
 def test_neither_tokens_nor_secrets_are_in_the_database(sqlite_url: str) -> None:

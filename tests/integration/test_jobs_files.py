@@ -15,10 +15,12 @@ from sqlalchemy import select
 from tests.databases import WAITING_SECONDS, Scene, in_threads, new_organization, submission
 from tutelage.errors import ConfigError, DataError, JobError, NotFoundError, StorageError
 from tutelage.jobs.database import Database
+from tutelage.jobs.file_systems import cannot_open, open_store
 from tutelage.jobs.identity import FileHash
 from tutelage.jobs.listing import Listing
 from tutelage.jobs.queue import Queue
 from tutelage.jobs.records import StoredFile
+from tutelage.jobs.status import JobStatus
 from tutelage.jobs.stored_files import FileStore
 from tutelage.jobs.tables import files
 
@@ -149,6 +151,27 @@ def test_uploads_and_deletes_of_one_content_at_once(database: Database, shelf: S
     assert shelf.contents() == []
 
 
+def test_a_content_that_is_deleted_while_it_is_looked_for_is_stored_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes between any two looks of the store: each look of the first upload finds it, and deletes it then."""
+    store: Any = shelf.store._store  # pyright: ignore[reportPrivateUsage] - what happens is below the class under test
+    first = shelf.keep(b"content")
+    info, deleted = store.info, list[str]()
+
+    def deleting(path: str, **named: Any) -> Any:
+        found = info(path, **named)
+        if not deleted:
+            deleted.append(path)
+            shelf.store.delete(shelf.organization, first.id)
+        return found
+
+    monkeypatch.setattr(store, "info", deleting)
+    again = shelf.keep(b"content")
+    assert [Path(path).name for path in deleted] == shelf.contents()
+    assert shelf.read(again.id) == b"content"
+
+
 @pytest.mark.parametrize("call", ["put_file", "mv", "makedirs"])
 def test_a_full_disk_of_the_store_leaves_nothing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Half of the file is there when the disk is full."""
@@ -258,6 +281,37 @@ def test_pages_of_files_hold_each_once(database: Database, tmp_path: Path, conte
                 break
         assert len(got) == len(ids)
         assert set(got) == ids
+
+
+def test_an_address_is_shown_without_its_password(database: Database, tmp_path: Path) -> None:
+    """In what is raised, whatever the package below puts into its own sentence."""
+    with pytest.raises(ConfigError) as raised:
+        FileStore(database, "nosuch://tut:hunter2@host/x", tmp_path / "uploads", max_bytes=1)
+    assert str(raised.value).startswith("files: 'nosuch://***@host/x' cannot be opened (")
+    assert "hunter2" not in str(raised.value)
+    with pytest.raises(ConfigError, match=r"files: 'nosuch://\*\*\*@host/x' cannot be opened \(Protocol not known"):
+        open_store("nosuch://tut:hunter2@host/x")
+    url = "sftp://tut:hunter2@host/x"
+    said = str(cannot_open(url, ValueError(f"no answer of {url}")))
+    assert said == (
+        "files: 'sftp://***@host/x' cannot be opened (no answer of sftp://***@host/x); give a folder or a store fsspec "
+        "knows"
+    )
+
+
+def test_a_job_whose_file_was_deleted_does_not_begin_again(database: Database, shelf: Shelf) -> None:
+    """It would fail on its worker; whoever restarts it is the one who can upload the file again."""
+    scene = Scene(database)
+    shelf.organization = scene.organization
+    file = shelf.keep(b"rows").id
+    claim = scene.running(mounted_files={"a": file})
+    scene.queue.finish(scene.organization, claim.run_id, JobStatus.FAILED)
+    shelf.store.delete(scene.organization, file)
+    with pytest.raises(NotFoundError, match=f"{file}: there is no such file"):
+        scene.queue.restart(scene.organization, claim.job.id)
+    assert Listing(database).job(scene.organization, claim.job.id).status is JobStatus.FAILED
+    assert shelf.keep(b"rows").id == file
+    assert scene.queue.restart(scene.organization, claim.job.id).status is JobStatus.PENDING
 
 
 def test_a_job_needs_files_that_are_there(database: Database, shelf: Shelf) -> None:

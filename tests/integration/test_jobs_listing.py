@@ -63,6 +63,34 @@ def test_what_contains_what(there: Any, wanted: Any, expected: bool) -> None:
     assert contains(there, wanted) is expected
 
 
+def test_a_model_is_found_by_the_name_that_was_chosen_for_it(scene: Scene) -> None:
+    """The newest that is there: one that still trains, or failed, has left none; a default is the name of all."""
+    queue, organization, listing = scene.queue, scene.organization, Listing(scene.database)
+
+    def trained(number: int, name: str, status: JobStatus | None, kind: str = "fine_tuning") -> str:
+        params = {"finetuned_model_id": name, "number": number}
+        claim = scene.running(kind=kind, params=params)
+        if status is not None:
+            queue.finish(organization, claim.run_id, status)
+        return claim.job.id
+
+    trained(1, "me/mine", JobStatus.COMPLETED)
+    newest = trained(2, "me/mine", JobStatus.COMPLETED, "weighted_sft")
+    trained(3, "me/mine", JobStatus.FAILED)
+    trained(4, "me/mine", None)
+    trained(5, "me/mine", JobStatus.COMPLETED, "custom")
+    other = trained(6, "me/other", JobStatus.COMPLETED)
+    default = "{org_id}/{model_name}-{job_id}"
+    trained(7, default, JobStatus.COMPLETED)
+    assert [job.id for name in ("me/mine", "me/other") if (job := listing.trained_as(organization, name))] == [
+        newest,
+        other,
+    ]
+    for name in ("me/min", "ME/mine", "", default):
+        assert listing.trained_as(organization, name) is None
+    assert listing.trained_as(new_organization(scene.database), "me/mine") is None
+
+
 def test_finding_stops_at_its_limit(scene: Scene) -> None:
     """The newest first; what is left unread does not stay open."""
     ids = [scene.submit(number, params={"same": 1, "number": number}).id for number in range(5)]

@@ -1,36 +1,30 @@
-"""The queue on SQLite and on PostgreSQL: the table of a job's life, submitting again, claiming, giving up.
+"""The queue on SQLite and on PostgreSQL: the table of a job's life, submitting again, giving up, scripts.
 
 Expected values come from section 3 and 4 of the specification of jobs, and from the docstrings of `Queue`.
+Not here: who gets which job (`test_jobs_claims.py`), steps at the same time (`test_jobs_races.py`).
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from sqlalchemy import event, select, text, update
+from sqlalchemy import select, update
 
 from tests.databases import (
-    WAITING_SECONDS,
     Scene,
-    in_threads,
     new_organization,
     new_run_id,
     new_worker,
     submission,
 )
-from tutelage.errors import FencedError, JobError, NotFoundError, StorageError
-from tutelage.jobs import event_log
+from tutelage.errors import FencedError, JobError, NotFoundError
 from tutelage.jobs.database import Database
 from tutelage.jobs.event_log import EventLog, NewEvent
 from tutelage.jobs.listing import Listing
 from tutelage.jobs.queue import Queue
 from tutelage.jobs.records import Claim
-from tutelage.jobs.registry import Registry
-from tutelage.jobs.requirements import CloudType, Offer, Requirement, misfits
+from tutelage.jobs.requirements import CloudType, Offer, Requirement
 from tutelage.jobs.run_logs import RunLogs
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import jobs, metadata, runs
@@ -43,14 +37,6 @@ ENDINGS = (COMPLETED, FAILED, CANCELED)
 @pytest.fixture
 def scene(database: Database) -> Scene:
     return Scene(database)
-
-
-@pytest.fixture
-def postgresql_scene(postgresql_url: str) -> Iterator[Scene]:
-    """For what happens between two transactions, which SQLite has one after the other."""
-    database = Database(postgresql_url)
-    yield Scene(database)
-    database.close()
 
 
 def brought_to(scene: Scene, status: JobStatus) -> tuple[str, Claim | None]:
@@ -205,79 +191,6 @@ def test_outputs_are_the_newest_values_of_all_events_of_the_job(scene: Scene) ->
     assert job.outputs == expected
 
 
-def test_an_event_that_was_taken_in_before_the_end_is_in_the_outputs(
-    postgresql_scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run's row is read again once nobody else has it: appending is held while the job is being finished."""
-    scene = postgresql_scene
-    claim = scene.running()
-    merged, held, release = event_log.merged, threading.Event(), threading.Event()
-
-    def slow(*arguments: Any) -> dict[str, Any]:
-        held.set()
-        assert release.wait(WAITING_SECONDS)
-        return merged(*arguments)
-
-    monkeypatch.setattr(event_log, "merged", slow)
-    log = EventLog(scene.database)
-
-    def append() -> int:
-        return log.append(scene.organization, claim.run_id, [NewEvent("1", {"loss": 1.0})])
-
-    def finish() -> Any:
-        assert held.wait(WAITING_SECONDS)
-        return scene.queue.finish(scene.organization, claim.run_id, COMPLETED)
-
-    def let_go() -> None:
-        deadline = time.monotonic() + WAITING_SECONDS
-        while not waits_for_lock(scene.database) and time.monotonic() < deadline:
-            pass
-        release.set()
-
-    added, job, _ = in_threads([append, finish, let_go])
-    assert added == 1
-    assert job.outputs == {"loss": 1.0}
-
-
-def test_a_claim_that_is_asked_again(scene: Scene) -> None:
-    """The same run id is the same claim; somebody else's, or one that has ended, is refused."""
-    other = new_worker(scene.database, scene.organization)
-    scene.submit(1)
-    scene.submit(2)
-    run = new_run_id()
-    first = scene.queue.claim(scene.organization, scene.worker, run)
-    scene.seconds += 20
-    assert scene.queue.claim(scene.organization, scene.worker, run) == first
-    scene.seconds += 20
-    assert scene.queue.expire() == []  # asking renews
-    with pytest.raises(FencedError, match=run):
-        scene.queue.claim(scene.organization, other, run)
-    scene.queue.finish(scene.organization, run, COMPLETED)
-    with pytest.raises(FencedError, match=f"{run}: this run is completed; claim with a new id"):
-        scene.queue.claim(scene.organization, scene.worker, run)
-    assert Listing(scene.database).counts(scene.organization)[PENDING] == 1
-    with pytest.raises(NotFoundError, match="register again"):
-        scene.queue.claim(scene.organization, "worker-0", new_run_id())
-    Registry(scene.database).stop(scene.organization, other, "enough")
-    with pytest.raises(NotFoundError, match="register again"):
-        scene.queue.claim(scene.organization, other, new_run_id())
-    with pytest.raises(NotFoundError):  # another organisation's worker
-        scene.queue.claim(new_organization(scene.database), scene.worker, new_run_id())
-
-
-def test_the_same_claim_from_four_threads_at_once(scene: Scene) -> None:
-    """Whoever asks twice because an answer is late gets one job; an answer may be an error that is tried again."""
-    for number in range(4):
-        scene.submit(number)
-    run = new_run_id()
-    answers = in_threads([lambda: scene.queue.claim(scene.organization, scene.worker, run)] * 4)
-    got = [answer for answer in answers if not isinstance(answer, StorageError)]
-    assert got
-    assert {answer.job.id for answer in got} == {got[0].job.id}
-    counts = Listing(scene.database).counts(scene.organization)
-    assert (counts[RUNNING], counts[PENDING]) == (1, 3)
-
-
 def test_a_canceled_job_waits_for_its_process_before_it_begins_again(scene: Scene) -> None:
     claim = scene.running()
     scene.queue.cancel(scene.organization, claim.job.id)
@@ -325,41 +238,6 @@ def test_a_run_that_was_given_up_writes_nothing(scene: Scene) -> None:
     assert Listing(scene.database).job(scene.organization, claim.job.id).status is PENDING
 
 
-def test_a_heartbeat_that_was_answered_keeps_the_run(postgresql_scene: Scene) -> None:
-    """It came between reading a lost run and giving it up: either it waits and is refused, or the run goes on."""
-    scene = postgresql_scene
-    claim = scene.running()
-    answers: list[Any] = []
-
-    def heartbeat() -> None:
-        try:
-            answers.append(scene.queue.renew(scene.organization, claim.run_id))
-        except FencedError as error:
-            answers.append(error)
-
-    beat, here = threading.Thread(target=heartbeat, daemon=True), threading.current_thread()
-
-    def before(_: Any, __: Any, statement: str, *___: Any) -> None:
-        if threading.current_thread() is here and statement.startswith("UPDATE") and beat.ident is None:
-            beat.start()
-            deadline = time.monotonic() + WAITING_SECONDS
-            while beat.is_alive() and not waits_for_lock(scene.database) and time.monotonic() < deadline:
-                pass
-
-    event.listen(scene.database.engine, "before_cursor_execute", before)
-    assert scene.lose_leases() == [claim.job.id]
-    beat.join(WAITING_SECONDS)
-    status = Listing(scene.database).run(scene.organization, claim.run_id).status
-    assert (status is RUNNING) == (not isinstance(answers[0], FencedError))
-
-
-def waits_for_lock(database: Database) -> bool:
-    """Whether a transaction of this PostgreSQL waits for another."""
-    waiting = text("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
-    with database.reading() as connection:
-        return bool(connection.execute(waiting).scalar())
-
-
 def test_timeouts(scene: Scene) -> None:
     """When its time is over a job in progress is canceled; one that waits is left, one without a timeout too."""
     late = scene.running(1, timeout_at=time.time() - 1)
@@ -373,20 +251,6 @@ def test_timeouts(scene: Scene) -> None:
     assert scene.queue.set_timeout(scene.organization, in_time.job.id, None).timeout is None
 
 
-def test_a_timeout_that_is_lifted_while_late_jobs_are_looked_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim = scene.running(1, timeout_at=time.time() - 1)
-    writing = scene.database.writing
-
-    def lifted_before() -> Any:
-        monkeypatch.setattr(scene.database, "writing", writing)
-        scene.queue.set_timeout(scene.organization, claim.job.id, None)
-        return writing()
-
-    monkeypatch.setattr(scene.database, "writing", lifted_before)
-    assert scene.queue.expire() == []
-    assert Listing(scene.database).job(scene.organization, claim.job.id).status is RUNNING
-
-
 def test_leases_after_a_time_in_which_nobody_could_renew(scene: Scene) -> None:
     claim = scene.running()
     scene.seconds += 1000
@@ -394,116 +258,6 @@ def test_leases_after_a_time_in_which_nobody_could_renew(scene: Scene) -> None:
     assert scene.queue.expire() == []
     scene.seconds += scene.queue.lease_seconds + 1
     assert scene.queue.expire() == [claim.job.id]
-
-
-TEXTS = st.sampled_from(["a", "b"])
-REQUIREMENTS = st.builds(
-    Requirement,
-    image=st.none() | TEXTS,
-    allowed_hardware=st.none() | st.lists(st.sampled_from(["cpu", "1x A100", "2x A100"]), max_size=2).map(tuple),
-    requires_vram_gb=st.sampled_from([0, 24, 24.5, 80]),
-    cloud_type=st.sampled_from(CloudType),
-)
-OFFERS = st.builds(
-    Offer,
-    hardware=st.sampled_from(["cpu", "1x A100", "2x A100"]),
-    gpus=st.just(1),
-    vram_gb=st.sampled_from([0.0, 24.0, 80.0]),
-    cloud_type=st.sampled_from([CloudType.SECURE, CloudType.COMMUNITY]),
-    images=st.none() | st.lists(TEXTS, max_size=2, unique=True).map(tuple),
-    cached_models=st.just(()) | st.just(("x",)),
-    ignore_vram=st.booleans(),
-)
-
-
-def may_run(requirement: Requirement, offer: Offer) -> bool:
-    """The four conditions of section 4, said once more."""
-    return (
-        (requirement.image is None or offer.images is None or requirement.image in offer.images)
-        and (requirement.allowed_hardware is None or offer.hardware in requirement.allowed_hardware)
-        and (requirement.requires_vram_gb <= offer.vram_gb or offer.ignore_vram)
-        and (requirement.cloud_type is CloudType.ALL or requirement.cloud_type is offer.cloud_type)
-    )
-
-
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(wanted=st.lists(REQUIREMENTS, min_size=1, max_size=6), offer=OFFERS)
-def test_a_worker_gets_all_that_fits_it_and_nothing_else(
-    database: Database, wanted: list[Requirement], offer: Offer
-) -> None:
-    organization = new_organization(database)
-    queue, worker = Queue(database), new_worker(database, organization, offer)
-    submitted = {
-        queue.submit(organization, submission(number, requirement=one)).id: one for number, one in enumerate(wanted)
-    }
-    got: list[str] = []
-    while (claim := queue.claim(organization, worker, new_run_id())) is not None:
-        got.append(claim.job.id)
-    assert got == [job for job, one in submitted.items() if may_run(one, offer)]
-    assert all(may_run(one, offer) == (misfits(one, offer) == []) for one in wanted)
-
-
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), max_skip=st.integers(0, 3))
-def test_no_job_is_passed_over_more_often_than_that(database: Database, data: st.DataObject, max_skip: int) -> None:
-    """Jobs of three models, workers that have one or none of them cached; some jobs fit only some workers."""
-    organization = new_organization(database)
-    queue = Queue(database, max_skip=max_skip)
-    hardware = ("cpu", "1x A100")
-    workers = {
-        (kind, model): new_worker(database, organization, Offer(kind, cached_models=(model,) if model else ()))
-        for kind in hardware
-        for model in (None, "x", "y")
-    }
-    waiting: dict[str, tuple[str | None, tuple[str, ...] | None, list[int]]] = {}
-    number = 0
-    for _ in range(data.draw(st.integers(5, 25))):
-        if data.draw(st.booleans()) or not waiting:
-            allowed = data.draw(st.sampled_from([None, ("cpu",), ("1x A100",)]))
-            model = data.draw(st.sampled_from([None, "x", "y"]))
-            number += 1
-            job = queue.submit(
-                organization, submission(number, model=model, requirement=Requirement(allowed_hardware=allowed))
-            )
-            waiting[job.id] = (model, allowed, [0])
-            continue
-        (kind, cached), worker = data.draw(st.sampled_from(list(workers.items())))
-        claim = queue.claim(organization, worker, new_run_id())
-        fitting = [job for job, (_, allowed, _) in waiting.items() if allowed is None or kind in allowed]
-        assert (claim is not None) == bool(fitting)
-        if claim is None:
-            continue
-        older = fitting[: fitting.index(claim.job.id)]
-        if older:  # out of turn: because it was passed over so often itself, or for a model the worker has
-            assert waiting[claim.job.id][2][0] >= max_skip or waiting[claim.job.id][0] == cached
-        for job in older:
-            waiting[job][2][0] += 1
-            assert waiting[job][2][0] <= max_skip
-        del waiting[claim.job.id]
-
-
-def test_a_worker_prefers_the_model_it_has_and_otherwise_the_oldest(scene: Scene) -> None:
-    """Jobs x y x y, oldest first; the worker has y: y y, then what is left in order."""
-    worker = new_worker(scene.database, scene.organization, Offer(cached_models=("y",)))
-    ids = [scene.submit(number, model=model).id for number, model in enumerate("xyxy")]
-    got = [scene.claim(worker).job.id for _ in ids]
-    assert got == [ids[1], ids[3], ids[0], ids[2]]
-    restarted = scene.submit(4).id
-    with scene.database.writing() as connection:
-        connection.execute(update(jobs).where(jobs.c.id == ids[0]).values(status="failed", run_id=None))
-    scene.queue.restart(scene.organization, ids[0])
-    assert [scene.claim().job.id for _ in range(2)] == [restarted, ids[0]]  # a restarted one goes to the end
-    assert scene.lose_leases() != []
-    assert scene.claim().job.id == ids[1]  # one whose worker was lost keeps its place
-
-
-def test_a_transaction_that_only_reads_sees_one_state(database: Database) -> None:
-    """As its docstring says; with two statements a log would be read with a hole in it."""
-    scene = Scene(database)
-    with database.reading() as connection:
-        before = connection.execute(select(jobs.c.id)).all()
-        in_threads([scene.submit])
-        assert connection.execute(select(jobs.c.id)).all() == before == []
 
 
 @pytest.mark.parametrize("text_value", ["a\0b", "a\ud800b"])

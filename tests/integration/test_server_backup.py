@@ -3,21 +3,25 @@
 import hashlib
 import io
 import stat
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
 from tests.databases import KEY, PostgreSQL
-from tests.served import Served, served, until
-from tutelage.errors import ConfigError, DataError, OutputError
+from tests.served import Process, Served, served, until
+from tutelage.errors import ConfigError, DataError, OutputError, StorageError
 from tutelage.jobs.access import Access
 from tutelage.jobs.database import Database
 from tutelage.jobs.records import Scope
 from tutelage.jobs.tables import metadata
+from tutelage.server import backup
 from tutelage.server.backup import back_up, restore
 from tutelage.server.settings import ServerSettings
 
@@ -133,6 +137,68 @@ def test_where_nothing_may_be_written_over(own_server: Served, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tar") == ["a.tar"]
 
 
+def test_another_home_than_the_servers_makes_no_backup(own_server: Served, tmp_path: Path) -> None:
+    """Records elsewhere say nothing about whose folder this is: a new key and no file would be found at the restore."""
+    filled(own_server)
+    settings = own_server.services.settings
+    elsewhere = ServerSettings(tmp_path / "elsewhere", database=settings.database_url)
+    archive = tmp_path / "a.tar"
+    with pytest.raises(ConfigError, match=r"elsewhere: there is no secret\.key in it; give the --home of the server"):
+        back_up(elsewhere, archive)
+    assert not elsewhere.home.exists()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.key").write_bytes((settings.home / "secret.key").read_bytes())
+    with pytest.raises(ConfigError, match=r"elsewhere/files: holds none of the 1 files; give the --files"):
+        back_up(elsewhere, archive)
+    assert not archive.exists()
+    assert back_up(replace(elsewhere, files=settings.files_url), archive).contents == 1
+
+
+def test_files_that_are_gone_or_short(own_server: Served, tmp_path: Path) -> None:
+    """Some may have been deleted since the records were read; one that is cut off is said, with its place."""
+    filled(own_server)
+    gone = own_server.api().upload(b"will be gone", "result")["bytes"]
+    settings = own_server.services.settings
+    path = settings.home / "files" / hashlib.sha256(b"will be gone").hexdigest()[:2]
+    path = path / hashlib.sha256(b"will be gone").hexdigest()
+    path.write_bytes(b"will")
+    with pytest.raises(StorageError, match=f"{path}: is shorter than was recorded; bring it back, or delete it"):
+        back_up(settings, tmp_path / "short.tar")
+    path.unlink()
+    done = back_up(settings, tmp_path / "gone.tar")
+    assert (done.contents, done.missing, done.bytes, gone) == (1, 1, len(b"content of a file \xff"), 12)
+    assert [path.name for path in tmp_path.glob("*.tar")] == ["gone.tar"]
+
+
+def test_an_archive_that_is_there_is_seen_before_anything_is_copied(
+    own_server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "_write", lambda *arguments: pytest.fail("it was copied first"))
+    (tmp_path / "a.tar").touch()
+    with pytest.raises(OutputError, match="is there already"):
+        back_up(own_server.services.settings, tmp_path / "a.tar")
+
+
+def test_the_command_makes_one_while_the_server_process_runs(processes: Callable[..., Process], tmp_path: Path) -> None:
+    """Records of the last moment are in SQLite's journal, which the other process has open."""
+    server = processes(tmp_path / "home")
+    api = server.api()
+    file = api.upload(b"kept", "result")["id"]
+    running = api.running()
+    assert api.report(running.run_id, *({"step": step} for step in range(500))) == 500
+    archive = tmp_path / "a.tar"
+    command = [sys.executable, "-m", "tutelage", "backup", str(archive), "--home", str(tmp_path / "home")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert api.report(running.run_id, {"step": 500}) == 1  # it goes on
+    restore(ServerSettings(tmp_path / "again"), archive)
+    with served(tmp_path / "again") as again:
+        found = again.api()
+        events = found.ok("GET", "/api/events", params={"run_id": running.run_id})["data"]
+        assert [event["data"]["step"] for event in events] == list(range(500))
+        assert found("GET", f"/v1/files/{file}/content").content == b"kept"
+
+
 def remade(archive: Path, change: Callable[[str, bytes], tuple[str, bytes] | None]) -> None:
     """Write the archive again with other members."""
     with tarfile.open(archive) as tar:
@@ -165,6 +231,10 @@ BROKEN: dict[str, tuple[Callable[[str, bytes], tuple[str, bytes] | None], str]] 
     "a row that is none": (
         lambda name, data: (name, data + b"{}\n" if name == "records/jobs.jsonl" else data),
         "a row of jobs has other columns",
+    ),
+    "an end that is none": (
+        lambda name, data: (name, b"no JSON" if name == "end.json" else data),
+        "is no whole backup: its end is missing",
     ),
     "a newer schema": (
         lambda name, data: (name, data.replace(b'"0001"', b'"9999"') if name == "manifest.json" else data),

@@ -365,10 +365,19 @@ def test_the_life_of_a_job(client: OpenAI, team: Api) -> None:
     worker = team.worker()
     running = team.running({"id": first.id}, worker)
     assert client.fine_tuning.jobs.retrieve(first.id).status == "running"
-    team.report(running.run_id, {"model": first.id}, {"tag": "end"})
+    model, samples = team.upload(b"model", "result")["id"], team.upload(b"samples", "result")["id"]
+    team.report(running.run_id, {"model": first.id}, {"tag": "train", "step": 1, "num_input_tokens_seen": 1234})
+    team.report(running.run_id, {"path": "model/config.json"}, file=model)
+    team.report(running.run_id, {"path": "samples.jsonl"}, file=samples)
+    team.report(running.run_id, {"path": "samples.jsonl"}, file=samples)  # the same content twice
+    team.report(running.run_id, {"tag": "end"}, file=file)  # told of, but no result
+    running_still = client.fine_tuning.jobs.retrieve(first.id)
+    assert (running_still.trained_tokens, running_still.result_files) == (None, [])
     team.finish(running.run_id)
     done = client.fine_tuning.jobs.retrieve(first.id)
     assert (done.status, done.fine_tuned_model) == ("succeeded", first.id)
+    assert (done.trained_tokens, done.result_files) == (1234, [model, samples])
+    assert client.fine_tuning.jobs.list().data[0].result_files == [model, samples]
     assert done.finished_at is not None
     assert done.created_at <= done.finished_at
     with pytest.raises(openai.BadRequestError, match="completed"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import tutelage
-from tests.served import CUSTOM, Api, Served, conversation, jsonl, new_run_id, until
+from tests.served import CUSTOM, Api, Served, conversation, jsonl, new_run_id, problem_of, until
 from tutelage.jobs.records import Scope
 
 JOB = {
@@ -254,7 +254,8 @@ def test_repeating_is_harmless(team: Api) -> None:
     )
     for _ in range(2):
         assert team.ok("POST", f"/api/workers/{worker}/stop", {"reason": "done"})["reason"] == "done"
-    assert team.claim(worker).status_code == 404
+    refused = team.claim(worker)
+    assert (refused.status_code, problem_of(refused)["code"]) == (409, "stopped")
 
 
 def test_events(team: Api) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from tests.workers import FAST, Working, ended, events, log, runs, status, word,
 from tutelage.client.errors import ConnectionFailed
 from tutelage.client.results import ClaimedJob
 from tutelage.client.worker_api import WorkerApi
+from tutelage.errors import NotFoundError
 from tutelage.jobs.records import Renewal
 from tutelage.jobs.requirements import CloudType
 from tutelage.jobs.tables import workers as workers_table
 from tutelage.worker import job_run, worker
 from tutelage.worker.hardware import Gpus, HardwareError
+from tutelage.worker.settings import LogLimits
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +132,18 @@ def test_secrets_do_not_come_back(api: Api, at_work: Working) -> None:
     assert job["reason"] == "it was ***"
 
 
-def test_a_log_without_end(server: Served, api: Api, tmp_path: Path) -> None:
-    """10 MB into a limit of 100 kB: the job ends well."""
-    job = api.submit(entrypoint="head -c 10000000 /dev/zero | tr '\\0' x")
-    with working(server.url, tmp_path / "worker", log_limit=100_000):
-        assert ended(api, job)["status"] == "completed"
-    printed = log(api, job)
-    assert printed.startswith("x" * 100_000 + "\ntutelage: the log has reached")
-    assert printed.endswith("tutelage: 9900000 more bytes were printed and dropped: the log had reached its limit\n")
+def test_a_log_without_end(server: Served, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 MB, and both limits in their proportion a thousand times smaller: begin and end are there, on the server too,
+    and what is missing is counted. 10,000,022 bytes - (48,000 + 8,000)."""
+    monkeypatch.setattr(server.services.logs, "max_bytes", 64_000)
+    job = api.submit(
+        entrypoint="echo options; head -c 10000000 /dev/zero | tr '\\0' x; echo; echo ' the error'; exit 3"
+    )
+    with working(server.url, tmp_path / "worker", log_limits=LogLimits(48_000, 8_000)):
+        assert ended(api, job)["status"] == "failed"
+    beginning = "options\n" + "x" * 47_992
+    end = "x" * 7_988 + "\n the error\n"
+    assert log(api, job) == f"{beginning}\ntutelage: … 9944020 bytes of the log are left out …\n{end}"
 
 
 def test_a_job_that_cannot_be_does_not_stop_the_next(api: Api, at_work: Working) -> None:
@@ -185,6 +192,39 @@ def test_a_worker_that_the_server_forgot_registers_again(server: Served, api: Ap
     until(lambda: at_work.worker.id not in (None, first), "another registration")
     job, _ = done(api, "true")
     assert (job["status"], job["worker_id"]) == ("completed", at_work.worker.id)
+
+
+def test_a_worker_that_was_stopped_on_the_server_ends(server: Served, api: Api, tmp_path: Path) -> None:
+    """With 0, and says why; what it runs when it is stopped it does to the end, and the next job stays."""
+    job = api.submit(entrypoint=f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done")
+    with working(server.url, tmp_path / "worker") as running:
+        until(lambda: status(api, job) == "in_progress", "the job's beginning")
+        api.ok("POST", f"/api/workers/{running.worker.id}/stop", {"reason": "maintenance at noon"})
+        following = api.submit(entrypoint="true")
+        (tmp_path / "go").touch()
+        assert running.ended() == 0
+    assert (status(api, job), status(api, following)) == ("completed", "pending")
+    assert "it was stopped on the server" in running.said[-1]
+    assert "maintenance at noon" in running.said[-1]
+    assert len([line for line in running.said if "takes jobs of" in line]) == 1
+    api.ok("POST", f"/api/jobs/{following['id']}/cancel")
+
+
+def test_a_server_that_knows_no_claims_is_not_flooded(
+    server: Served, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of another version, as it were: every claim is not found. Pauses of 0.1, 0.2, 0.4 s and so on."""
+    began = time.monotonic()
+    asked: list[float] = []
+
+    def unknown(self: WorkerApi, *_: Any, **__: Any) -> ClaimedJob | None:
+        asked.append(time.monotonic() - began)
+        raise NotFoundError("Not Found")
+
+    monkeypatch.setattr(WorkerApi, "claim", unknown)
+    with working(server.url, tmp_path / "worker"):
+        until(lambda: len(asked) == 4, "the fourth claim")
+    assert asked[3] >= 0.7
 
 
 def test_what_it_reports_of_itself(server: Served, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

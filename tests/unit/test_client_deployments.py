@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,21 @@ import pytest
 
 from tests.fake_job_server import JobServer, ModelServer, job_server, model_server
 from tests.served import conversation, jsonl, until
-from tutelage.client import AsyncClient, deployments
+from tutelage.client import AsyncClient, deployments, http
 from tutelage.client.errors import JobFailed
 from tutelage.client.job import WaitTimeout
 from tutelage.client.results import ClaimedJob
-from tutelage.errors import JobError, NotFoundError
+from tutelage.errors import ConfigError, JobError, NotFoundError
 from tutelage.jobs.status import JobStatus
+
+
+class Ahead(datetime):
+    """The clock of a machine that is an hour ahead."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return datetime.now(tz) + timedelta(hours=1)
+
 
 HELLO: list[Any] = [{"role": "user", "content": "one two three"}]
 
@@ -104,6 +113,66 @@ def test_a_deployment_that_fails_says_why(server: JobServer) -> None:
         api.up()
     thread.join()
     assert not any(thread.name == f"keep {api.job_id}" for thread in threading.enumerate())
+
+
+def test_a_deployment_that_nobody_takes_up_ends(server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of an hour from now by the server's clock, whatever the clock of this machine says."""
+    monkeypatch.setattr(http, "datetime", Ahead)
+    apis = server.client.api.multi_deploy(["org/model-1b", "org/model-2b"], 512)
+    for api in apis.values():
+        job = server.client.jobs.retrieve(api.job_id)
+        assert job.record.params["max_model_len"] == 512
+        assert job.timeout is not None
+        assert timedelta(minutes=14) < job.timeout - datetime.now(timezone.utc) <= timedelta(minutes=15)
+
+
+def test_waiting_for_a_deployment_may_be_canceled(server: JobServer) -> None:
+    """While the call is under way that would begin it: what it begins ends, and nothing keeps it up behind that."""
+    api = server.client.api.deploy("org/model-1b")
+    looked = f"GET /api/jobs/{api.job_id}"
+    server.faults.answers[looked] = [503] * 3
+
+    async def give_up() -> None:
+        waiting = asyncio.create_task(api.async_up())
+        await asyncio.to_thread(until, lambda: server.faults.seen[looked] > 0, "a look at the job")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(give_up())
+    assert server.client.jobs.retrieve(api.job_id).status == "canceled"
+    assert not any(thread.name == f"keep {api.job_id}" for thread in threading.enumerate())
+
+
+def test_taking_a_deployment_down_stops_no_event_loop(server: JobServer) -> None:
+    """The server takes its time with the cancelation; meanwhile other tasks go on."""
+    api = server.client.api.deploy("org/model-1b")
+    canceled = f"POST /api/jobs/{api.job_id}/cancel"
+    looked = f"GET /api/jobs/{api.job_id}"
+    server.faults.answers[canceled] = [503] * 3
+    during: list[str] = []
+
+    async def give_up() -> None:
+        waiting = asyncio.create_task(api.async_up())
+        await asyncio.to_thread(until, lambda: server.faults.seen[looked] > 1, "being waited for")
+        waiting.cancel()
+        while not waiting.done():
+            during.append(threading.current_thread().name)
+            await asyncio.sleep(0.001)
+
+    asyncio.run(give_up())
+    # 503 three times is 0.05 + 0.1 + 0.2 s of pauses at least: hundreds of turns of the loop.
+    assert len(during) > 20
+    assert server.client.jobs.retrieve(api.job_id).status == "canceled"
+
+
+def test_what_is_taken_down_before_it_began_does_not_begin(server: JobServer) -> None:
+    api = server.client.api.deploy("org/model-1b")
+    steps = api._until_ready(None, api._downs)
+    api.down()
+    with pytest.raises(JobError, match=rf"^{api.job_id}: the deployment was taken down before it began"):
+        next(steps)
+    assert server.client.jobs.retrieve(api.job_id).status == "canceled"
 
 
 def test_a_deployment_that_takes_too_long_is_taken_down(server: JobServer) -> None:
@@ -195,6 +264,28 @@ def test_a_deployment_may_be_awaited(server: JobServer, serving: Callable[[], Fu
     job_id, said = asyncio.run(ask())
     assert said == "said one two three"
     assert server.client.jobs.retrieve(job_id).status == "canceled"
+
+
+def test_models_of_openai_are_asked_there(
+    server: JobServer, model: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As OpenWeights does for names that begin with gpt, o1 and o3. Nothing is deployed for them."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="set OPENAI_API_KEY"):
+        server.client.chat.completions.create(model="gpt-4o", messages=HELLO)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-their-own")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{model.server_port}/v1")
+
+    async def ask() -> str | None:
+        async with AsyncClient(base_url=server.url) as client:
+            answer = await client.chat.completions.create("o3", messages=HELLO)
+        return answer.choices[0].message.content
+
+    answer = server.client.chat.completions.create(model="gpt-4o", messages=HELLO)
+    assert answer.choices[0].message.content == asyncio.run(ask()) == "said one two three"
+    assert server.client.openai.of_openai.api_key == "sk-their-own"
+    assert [asked["model"] for asked in model.asked] == ["gpt-4o", "o3"]
+    assert server.client.jobs.list() == []
 
 
 def test_adapters_of_one_base_model_share_a_deployment(server: JobServer, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fake_job_server import JobServer, PretendWorker, job_server
 from tests.served import PATIENCE, until
-from tutelage.client import OpenWeights
+from tutelage.client import OpenWeights, jobs
 from tutelage.client.errors import JobFailed
 from tutelage.client.job import WaitTimeout
 from tutelage.errors import ConfigError, JobError, NotFoundError
@@ -22,7 +22,7 @@ def server(tmp_path: Path, migrated_sqlite: Path) -> Iterator[JobServer]:
         yield running
 
 
-def test_jobs_are_found_by_what_they_do(server: JobServer) -> None:
+def test_jobs_are_found_by_what_they_do(server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
     client = server.client
     made = [
         client.jobs.get_or_create_or_reset(
@@ -41,6 +41,9 @@ def test_jobs_are_found_by_what_they_do(server: JobServer) -> None:
     assert [job.id for job in client.jobs.find(meta={"group": "a"})] == [ids[2], ids[1]]
     assert [job.id for job in client.jobs.find(validated_params={"done": True})] == [ids[1]]
     assert client.jobs.find(meta={"group": "c"}) == []
+    monkeypatch.setattr(jobs, "MAX_PAGE", 1)
+    assert [job.id for job in client.jobs.find(meta={"group": "a"})] == [ids[2], ids[1]]
+    assert [job.id for job in client.jobs.find()] == ids[::-1]
     made[0].cancel()
     assert [job.id for job in client.jobs.list(status="canceled")] == [ids[0]]
     assert client.jobs.list(kind="api") == []

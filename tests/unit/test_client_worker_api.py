@@ -11,7 +11,7 @@ from tests.served import new_run_id
 from tutelage.client.errors import AccessError, ConnectionFailed
 from tutelage.client.results import NewEvent
 from tutelage.client.worker_api import WorkerApi
-from tutelage.errors import FencedError, NotFoundError
+from tutelage.errors import FencedError, WorkerStoppedError
 from tutelage.jobs.requirements import CloudType, Offer
 from tutelage.jobs.status import JobStatus
 
@@ -36,7 +36,7 @@ def test_a_worker_says_what_it_has(server: JobServer, api: WorkerApi) -> None:
     assert (changed.cached_models, changed.disk_free_gb) == (["a", "b"], 12.5)
     stopped = api.stop(worker.id, "no more work")
     assert (stopped.status, stopped.reason) == ("stopped", "no more work")
-    with pytest.raises(NotFoundError, match="register again"):
+    with pytest.raises(WorkerStoppedError, match=rf"^{worker.id}: was stopped \(no more work\)"):
         api.claim(worker.id, new_run_id(), wait=0)
     assert api.me().organization.id == api.organization_id == server.client.organization_id
 

@@ -113,6 +113,10 @@ def test_evaluating_on_the_way_saves_checkpoints_as_often(tmp_path: Path) -> Non
         ({"seeds": [True, 2]}, "seeds.0: True does not fit"),
         ({"name": ".."}, "name: '..' does not fit"),
         ({"run_on": "moon"}, "run_on: 'moon' does not fit"),
+        ({"requires_vram_gb": 0}, "requires_vram_gb: is for workers of a server; set run_on: server, or leave it out"),
+        ({"run_on": "server", "requires_vram_gb": -1}, "requires_vram_gb"),
+        ({"run_on": "server", "cloud_type": "SECRET"}, "cloud_type: 'SECRET' is none; did you mean 'SECURE'"),
+        ({"run_on": "server", "allowed_hardware": ["0x A100"]}, "allowed_hardware: '0x A100' is no number and name"),
         ({"drift": {"prompts": "none.jsonl"}}, "none.jsonl: no such file"),
     ],
 )
@@ -122,6 +126,20 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path: Path, changes: dict[str
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_who_may_train_on_a_server_is_read_in_any_spelling(tmp_path: Path) -> None:
+    """Not a part of what a run is: the same run on other machines is used again."""
+    anywhere = loaded(tmp_path, run_on="server")
+    given = {"requires_vram_gb": "guess", "allowed_hardware": ["2 a100"], "cloud_type": "all"}
+    chosen = loaded(tmp_path, run_on="server", **given)
+    assert anywhere.scheduling.given() == {}
+    assert chosen.scheduling.given() == {
+        "requires_vram_gb": "guess",
+        "allowed_hardware": ["2x A100"],
+        "cloud_type": "ALL",
+    }
+    assert chosen.runs == anywhere.runs
 
 
 def test_a_template_and_a_reward_are_part_of_what_a_run_is(tmp_path: Path) -> None:

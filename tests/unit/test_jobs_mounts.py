@@ -84,6 +84,14 @@ def test_mounts_that_are_refused() -> None:
         checked_mounts({str(number): FILE for number in range(MAX_MOUNTS + 1)})
 
 
+@pytest.mark.parametrize("target", ["params.json/x", "./job.json//a/b"])
+def test_what_the_worker_writes_as_a_file_is_no_folder(target: str) -> None:
+    """Mounted there, it would be one, and the worker could not write its own."""
+    with pytest.raises(JobError, match=r"mount target '(params|job)\.json/.*': the worker puts its own there; rename"):
+        checked_mounts({target: FILE})
+    assert checked_mounts({"files/x": FILE, "params.json5/x": FILE}) == {"files/x": FILE, "params.json5/x": FILE}
+
+
 @pytest.mark.parametrize("target", ["params.json", "job.json", "uploads"])
 def test_what_the_worker_puts_there_itself_is_no_target(target: str) -> None:
     """The folder holds these whatever is mounted; below `uploads` a job may begin with a file."""

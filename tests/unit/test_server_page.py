@@ -1,15 +1,19 @@
 """Parts of the page that need neither server nor browser. Not here: the pages (`tests/e2e/test_page.py`)."""
 
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tutelage.data.purposes import checked_purpose
+from tutelage.jobs.kinds import KINDS, JobRequest, checked
 from tutelage.jobs.records import Worker
 from tutelage.jobs.requirements import CloudType
 from tutelage.jobs.status import JobStatus
 from tutelage.server.page import formats
 from tutelage.server.page.compare import PRIOR, TASK, first_choice, hint, measures_of
+from tutelage.server.page.examples import EXAMPLES
 from tutelage.server.page.files import saved_as
 from tutelage.server.page.records import Evaluation, RunChoice
 from tutelage.server.page.rendering import local
@@ -105,6 +109,14 @@ def test_logs_are_shown_as_a_terminal_would_have(printed: str, shown: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("text", "cell"), [("loss", "loss"), ("=1+1", "'=1+1"), ("@x", "'@x"), ("-x", "'-x"), ("a=b", "a=b"), ("", "")]
+)
+def test_no_cell_of_a_table_is_a_formula(text: str, cell: str) -> None:
+    """Spreadsheets calculate what begins with =, +, - or @; an apostrophe in front makes it a text."""
+    assert formats.cell(text) == cell
+
+
+@pytest.mark.parametrize(
     "elsewhere",
     [None, "", "jobs", "//example.com/jobs", "https://example.com", "/jobs\\x", "/jobs\r\nSet-Cookie: a=b", "/ü"],
 )
@@ -131,6 +143,31 @@ def test_links_within_the_page_are_followed() -> None:
 def test_files_are_saved_under_a_name_and_not_a_path(filename: str, name: str) -> None:
     """By hand: the last part, without what cannot be printed; the id where nothing is left."""
     assert saved_as(filename, "result:file-1") == name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_examples_of_the_form_are_jobs_as_they_stand(kind: str) -> None:
+    """With a file where the kind reads one: the checks of the queue find nothing, and it runs on any worker."""
+    example = EXAMPLES[kind]
+    file = {example.file: "conversations:file-0123456789ab"} if example.file is not None else {}
+    request = JobRequest(
+        kind,
+        {**example.params, **file},
+        entrypoint=example.entrypoint or None,
+        requires_vram_gb=0,
+        prefix=example.prefix,
+    )
+    assert checked(request).kind == kind
+    assert (example.file is not None) == (kind not in ("inspect_ai", "api", "custom"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind, example in EXAMPLES.items() if example.file is not None])
+def test_rows_of_the_examples_pass_the_checks_of_an_upload(kind: str, tmp_path: Path) -> None:
+    """The checks are those of `/v1/files` for the purpose."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(EXAMPLES[kind].row + "\n", encoding="utf-8")
+    expected = "multiple_choice" if kind == "multiple_choice" else "conversations"
+    assert checked_purpose(path, EXAMPLES[kind].purpose) == expected
 
 
 def _run(number: int, **params: Any) -> RunChoice:
@@ -164,6 +201,13 @@ def test_of_many_differences_those_that_tell_most_are_named() -> None:
     assert _names(_run(1, loss="sft", training_file="x"), _run(2, loss="sft", training_file="y"))[1] == (
         "sft training_file=y"
     )
+
+
+def test_only_runs_of_the_same_objective_are_told_apart_by_options() -> None:
+    """Options of another objective are null in them and tell nothing; the ids' beginnings are 000000 and abcdef."""
+    runs = [_run(1, loss="sft", r=8), _run(2, loss="dft", r=8), _run(0xABCDEF << 104, loss="dft", r=8)]
+    assert _names(*runs, _run(3, loss="sdft", r=8, sdft_check_rows=32)) == ["sft", "dft 000000", "dft abcdef", "sdft"]
+    assert _names(_run(1, loss="sft", beta=None), _run(2, loss="sft", beta=0.5)) == ["sft", "sft beta=0.5"]
 
 
 def test_runs_of_one_job_are_told_apart_by_their_ids() -> None:

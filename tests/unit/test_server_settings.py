@@ -41,6 +41,18 @@ def test_tokens_may_be_wanted_on_loopback_too() -> None:
     assert not ServerSettings(home=Path("x"), database="postgresql://x/y").open_on_loopback
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [(None, True), ("/mnt/files", True), ("file:///mnt/files", True), ("s3://bucket", False), ("memory://x", False)],
+)
+def test_with_a_store_of_others_tokens_are_needed(files: str | None, expected: bool) -> None:
+    """Section 7: no token is needed only on loopback with the embedded store. The records are embedded all the same:
+    one process works in the folder."""
+    settings = ServerSettings(home=Path("x"), files=files)
+    assert settings.open_on_loopback is expected
+    assert settings.is_embedded
+
+
 def test_of_many_processes_at_once_one_makes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All get the same, and nobody else may read it."""
     monkeypatch.delenv(KEY_VARIABLE, raising=False)

@@ -46,6 +46,23 @@ def test_the_programs_own_sentence_is_the_reason(tmp_path: Path) -> None:
     assert ended(tmp_path, "sk-123456", exit_code=2) == Ending(JobStatus.FAILED, "rows.jsonl:17: bad key ***", 2)
 
 
+def test_a_secret_of_several_lines(tmp_path: Path) -> None:
+    """Its line ends would be gone from the sentence, and with them what it is known by."""
+    (tmp_path / "error.txt").write_text("bad key: -----BEGIN\nabc\n  def\n-----END\n; get another", encoding="utf-8")
+    secret = "-----BEGIN\nabc\n  def\n-----END"
+    assert ended(tmp_path, secret, exit_code=2).reason == "bad key: *** ; get another"
+
+
+@pytest.mark.parametrize("before", [1995, 7995])
+def test_a_secret_across_a_cut(tmp_path: Path, before: int) -> None:
+    """The sentence ends at 2000 characters, and of the file 8000 bytes are read: here the secret lies across both."""
+    spaces = " " * (before - 1995)
+    (tmp_path / "error.txt").write_text("x" * 1990 + spaces + "_" * 5 + "sk-0123456789" + "y" * 9000, encoding="utf-8")
+    reason = ended(tmp_path, "sk-0123456789", exit_code=2).reason or ""
+    assert "sk-" not in reason
+    assert reason.split("_")[0].strip() == "x" * 1990
+
+
 def test_a_sentence_that_is_a_link_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "error.txt").symlink_to("/etc/passwd")
     assert ended(tmp_path, exit_code=2).reason == "exit code 2"

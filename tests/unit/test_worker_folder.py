@@ -1,8 +1,10 @@
 """The folder of a run: what goes into it, what never gets out of it, what is left of it."""
 
 import errno
+import fcntl
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +18,9 @@ from tutelage.errors import JobError, NotFoundError, OutputError
 from tutelage.jobs.records import Job
 from tutelage.jobs.requirements import CloudType
 from tutelage.jobs.status import JobStatus
+from tutelage.worker import job_folder
 from tutelage.worker.job_folder import (
+    DOWNLOADS_AT_ONCE,
     RunFolder,
     command_of,
     ending_of,
@@ -24,7 +28,7 @@ from tutelage.worker.job_folder import (
     fill,
     remove_left_behind,
 )
-from tutelage.worker.left_files import left_in
+from tutelage.worker.signals import Abandoned, RunSignals
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 A, B = "conversations:file-00000000000a", "custom_job_file:file-00000000000b"
@@ -274,6 +278,23 @@ def test_folders_of_killed_workers_are_removed_and_those_in_use_are_not(tmp_path
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_a_folder_that_is_being_made_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker that shares the folder clears up right before the lock is taken."""
+    flock = fcntl.flock
+
+    def clear_up_first(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        remove_left_behind(tmp_path)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", clear_up_first)
+    folder = RunFolder(tmp_path, "run-1")
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "job"]
+    remove_left_behind(tmp_path)
+    assert folder.job.is_dir()
+    folder.close(keep=False)
+
+
 def test_a_kept_run_stays_for_good(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "run-1")
     (folder.job / "result.txt").write_text("42", encoding="utf-8")
@@ -288,34 +309,45 @@ def test_a_folder_that_cannot_be_made_is_the_workers_trouble(tmp_path: Path) -> 
         RunFolder(tmp_path, "run-1")
 
 
-def test_what_is_uploaded(tmp_path: Path) -> None:
-    """Regular files, by name; links are named and left, wherever they lead."""
-    uploads = tmp_path / "uploads"
-    (uploads / "model").mkdir(parents=True)
-    for name in ("b.txt", "a.txt", "model/weights", ".hidden"):
-        (uploads / name).write_text(name, encoding="utf-8")
-    (uploads / "passwd").symlink_to("/etc/passwd")
-    (uploads / "etc").symlink_to("/etc")
-    (uploads / "same").symlink_to("a.txt")
-    os.mkfifo(uploads / "pipe")
-    said: list[str] = []
-    found = [path.relative_to(uploads).as_posix() for path in left_in(uploads, said.append)]
-    assert found == [".hidden", "a.txt", "b.txt", "model/weights"]
-    assert sorted(line.partition(":")[0] for line in said) == [
-        "uploads/etc is a link",
-        "uploads/passwd is a link",
-        "uploads/pipe is no regular file",
-        "uploads/same is a link",
-    ]
+def test_a_folder_without_a_lock_goes_when_it_is_old(tmp_path: Path) -> None:
+    """Whoever made or removed it was killed, or a download came late. A new one may be about to be locked."""
+    now = time.time()
+    for name, age in (("run-old", 601.0), ("run-new", 599.0)):
+        (tmp_path / "runs" / name / "job").mkdir(parents=True)
+        os.utime(tmp_path / "runs" / name, (now - age + 0.5, now - age))
+    remove_left_behind(tmp_path)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run-new"]
 
 
-def test_uploads_as_a_link_to_elsewhere(tmp_path: Path) -> None:
-    (tmp_path / "uploads").symlink_to("/etc")
-    said: list[str] = []
-    assert list(left_in(tmp_path / "uploads", said.append)) == []
-    assert said == ["uploads is a link: nothing in it is uploaded; make it a folder"]
+def test_a_canceled_run_fetches_no_more(tmp_path: Path) -> None:
+    """Its folder is about to be removed: a download that begins now would make it again."""
+    signals = RunSignals()
+    fetched: list[Path] = []
+
+    def cancel(path: Path) -> None:
+        fetched.append(path)
+        signals.cancel()
+
+    (tmp_path / "job").mkdir()
+    mounts = {str(number): A for number in range(1000)}
+    store = Store({A: Stored("a", b"A")}, on_download=cancel)
+    with pytest.raises(Abandoned):
+        fill(tmp_path / "job", claim(mounted_files=mounts), store.api, tmp_path, signals.check_wanted)
+    assert len(fetched) <= DOWNLOADS_AT_ONCE
+    assert not (tmp_path / "job/params.json").exists()
 
 
-def test_no_uploads_at_all(tmp_path: Path) -> None:
-    """A job may remove the folder."""
-    assert list(left_in(tmp_path / "uploads", print)) == []
+def test_a_folder_that_nobody_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of another user, that a container left: closing the run says nothing and gives the lock back."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    folder = RunFolder(tmp_path, "run-1")
+    (folder.job / "of root").mkdir()
+    monkeypatch.setattr(job_folder.shutil, "rmtree", lambda path, ignore_errors: None)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    folder.close(keep=False)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(folder._lock)

@@ -13,9 +13,13 @@ from tests.served import until
 from tutelage.client.errors import ConnectionFailed
 from tutelage.client.worker_api import WorkerApi
 from tutelage.errors import FencedError, TutelageError
+from tutelage.jobs.run_logs import MAX_LOG_BYTES
 from tutelage.worker import run_log
 from tutelage.worker.run_log import LogSender, RunLog
+from tutelage.worker.settings import LogLimits, WorkerSettings
 from tutelage.worker.signals import RunSignals
+
+AMPLE = LogLimits(10**6)
 
 
 class Server:
@@ -45,9 +49,11 @@ class Server:
 class Printed:
     """A log with what a process prints into it, and its sender."""
 
-    def __init__(self, folder: Path, server: Server, *, limit: int = 10**6, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, server: Server, *, limits: LogLimits = AMPLE, secrets: tuple[str, ...] = ()
+    ) -> None:
         self.signals = RunSignals()
-        self.log = RunLog(folder / "output.log", secrets, limit, self.signals)
+        self.log = RunLog(folder / "output.log", secrets, limits, self.signals)
         self.missed: list[TutelageError] = []
         api = cast("WorkerApi", server)
         self.sender = LogSender(api, "run-1", self.log, self.signals, reached=lambda: None, missed=self.missed.append)
@@ -148,10 +154,11 @@ def test_a_run_that_was_given_up_sends_no_more(printed: Any) -> None:
     assert (bytes(server.content), one.signals.fenced) == (b"mine\n", True)
 
 
-def test_beyond_the_limit_it_is_dropped_and_one_line_says_how_much(printed: Any) -> None:
-    """3 of 10 lines of 10 bytes fit into 35 bytes, and half of the fourth: 65 bytes are dropped."""
+def test_of_a_long_log_beginning_and_end_are_kept(printed: Any) -> None:
+    """10 lines of 10 bytes: the first 35 bytes, the last 25, and how many are between them. What the worker says itself
+    is a part of the log."""
     server = Server()
-    one = printed(server, limit=35)
+    one = printed(server, limits=LogLimits(35, 25))
     for number in range(10):
         one.print(f"line {number:04}\n")
     one.sent()
@@ -160,9 +167,62 @@ def test_beyond_the_limit_it_is_dropped_and_one_line_says_how_much(printed: Any)
         "line 0001",
         "line 0002",
         "line ",
-        "tutelage: the log has reached its limit of 35 bytes",
-        "tutelage: 65 more bytes were printed and dropped: the log had reached its limit",
+        "tutelage: … 40 bytes of the log are left out …",
+        "0007",
+        "line 0008",
+        "line 0009",
     ]
+
+
+@pytest.mark.parametrize("length", range(30, 75))
+def test_a_log_at_its_limits(printed: Any, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """Of up to 30 + 20 bytes everything is there; beyond that the first 30 and the last 20, however they came."""
+    monkeypatch.setattr(run_log, "SEND_EVERY_SECONDS", 0.001)
+    chance = random.Random(length)
+    server = Server()
+    one = printed(server, limits=LogLimits(30, 20))
+    text = "".join(chance.choices("abcdefgh", k=length))
+    begin = 0
+    while begin < length:
+        end = begin + chance.randint(1, 45)
+        with one.log._lock:
+            one.log._take(text[begin:end].encode())
+        begin = end
+    one.sent()
+    left_out = f"\ntutelage: … {length - 50} bytes of the log are left out …\n" if length > 50 else ""
+    expected = text if length <= 50 else text[:30] + left_out + text[-20:]
+    assert bytes(server.content).decode() == expected
+
+
+def test_the_last_words_of_the_worker_are_in_a_long_log(printed: Any) -> None:
+    server = Server()
+    one = printed(server, limits=LogLimits(30, 40))
+    one.print("x" * 100)
+    one.close_pipe()
+    one.log.finish_reading()
+    one.log.say("uploads/a is a link")
+    one.sent()
+    assert bytes(server.content).decode().endswith("xxx\ntutelage: uploads/a is a link\n")
+
+
+def test_all_that_a_worker_sends_is_less_than_a_server_keeps() -> None:
+    """With 1 MiB to spare for the line between the two: the server drops nothing, and so the beginning is kept."""
+    limits = WorkerSettings().log_limits
+    assert limits.beginning + limits.end + 1024 * 1024 < MAX_LOG_BYTES
+
+
+def test_nothing_is_written_once_the_log_is_removed(printed: Any, tmp_path: Path) -> None:
+    """An upload that nobody waits for may still have something to say; the number of the log's descriptor is that of
+    another file by then."""
+    one = printed(Server())
+    one.close()
+    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+    try:
+        one.log.say("uploads/a is a link")
+        assert one.log.part(0) == b""
+        assert os.fstat(other).st_size == 0
+    finally:
+        os.close(other)
 
 
 def test_secrets_across_two_reads(printed: Any) -> None:

@@ -55,6 +55,10 @@ class Server:
         path.write_bytes(self.files[file_id])
 
 
+class Canceled(Exception):
+    """Raised by a check in place of the worker's own."""
+
+
 MODEL = {"model/config.json": "{}", "model/model.safetensors": "weights", "samples.jsonl": "no part of a model"}
 
 
@@ -200,3 +204,22 @@ def test_what_cannot_be_found_is_said_in_a_sentence(
 def test_a_name_of_another_form_is_no_reference(name: str) -> None:
     parsed: Any = ModelReference.parsed(name)
     assert parsed is None
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/model", "x" * 5000, "org/model"])
+def test_a_name_that_is_no_path_here_stays(server: Server, tmp_path: Path, name: str) -> None:
+    """In the home of a user who is not there; longer than a path can be."""
+    assert resolve_models(server, {"model": name}, tmp_path, ("model",)) == {"model": name}
+
+
+def test_a_canceled_job_fetches_no_more_of_a_model(server: Server, tmp_path: Path) -> None:
+    """The check ends it behind the first of two files, and nothing unfinished stays."""
+
+    def check() -> None:
+        if server.downloads:
+            raise Canceled
+
+    with pytest.raises(Canceled):
+        resolve_models(server, {"model": JOB}, tmp_path, ("model",), check)
+    assert len(server.downloads) == 1
+    assert [path.name for path in (tmp_path / "models").iterdir() if path.is_dir()] == []

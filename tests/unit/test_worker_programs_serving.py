@@ -1,6 +1,11 @@
 """What is needed to serve a model: folders, commands, refusals. No server is started here (`tests/integration`)."""
 
 import json
+import socket
+import subprocess
+import threading
+import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,7 @@ from tests.tiny import CHATML, tiny_tokenizer
 from tutelage.errors import ConfigError, ModelError
 from tutelage.jobs.params import ApiParams
 from tutelage.models import load_frozen, load_tokenizer
-from tutelage.worker.programs import serving
+from tutelage.worker.programs import api, serving
 from tutelage.worker.programs.serving import ModelServer, model_server
 
 
@@ -111,3 +116,50 @@ def test_an_adapter_that_cannot_be_merged_says_why(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(adapter)
     with pytest.raises(ModelError, match=r"cannot be merged into its base \(.*has no adapter_model.safetensors"):
         server_of(tmp_path, {"model": "m"}, model=str(adapter))
+
+
+class Loading(BaseHTTPRequestHandler):
+    """The model's server: it is healthy, and has loaded whatever it is asked to."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer(b"ok")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(b'data: {"status": "ready"}\n')
+
+    def _answer(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def test_no_proxy_stands_between_a_job_and_its_own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`http_proxy` is set, as in companies, to where nobody listens; the model's server is asked past it."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        # What an earlier test may have made of another environment.
+        monkeypatch.setattr(urllib.request, "_opener", None)
+        monkeypatch.setattr(api, "START_SECONDS", 2.0)
+        server = server_of(tmp_path, {"model": "m"})
+        server.models = {"m": "0-m", "other": "1-other"}
+        with HTTPServer(("127.0.0.1", 0), Loading) as loading:
+            thread = threading.Thread(target=lambda: loading.serve_forever(poll_interval=0.01))
+            thread.start()
+            with subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE, text=True) as started:
+                process = api._Process("server", started)
+                try:
+                    process.wait_until_it_answers(loading.server_port)
+                    server.load_models(loading.server_port)
+                finally:
+                    started.kill()
+                    process._reader.join()
+                    loading.shutdown()
+                    thread.join()

@@ -6,12 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tutelage.cli.output import Json
 from tutelage.cli.summary import print_summary, quiet_libraries
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(demo)
 
 
 def demo(
@@ -21,6 +17,7 @@ def demo(
     ] = None,
     output: Annotated[Path, typer.Option(help="A new or empty folder, or one that a demo began in.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Of training; the questions are always the same.")] = 1,
+    as_json: Json = False,
 ) -> None:
     """Teach a small real model facts with several objectives, and show what each taught and what it cost."""
     from tutelage.experiments import run_demo
@@ -29,6 +26,6 @@ def demo(
     names = [name.strip() for name in runs.split(",") if name.strip()]
     console = Console(stderr=True)
     results = run_demo(names, output, seed=seed, max_steps=max_steps, console=console)
-    print_summary(results, output)
+    print_summary(results, output, as_json)
     if results.failed:
         raise typer.Exit(1)

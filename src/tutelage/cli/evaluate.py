@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from tutelage.cli.output import Json, print_json
 from tutelage.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tutelage.evaluation.intervals import Interval
     from tutelage.evaluation.measures import Measure, Outcome
     from tutelage.evaluation.run_suite import SuiteOutcome
     from tutelage.models import LoadedModel
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("eval")(evaluate)
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ def evaluate(
         str | None, typer.Option(help="A .jinja file; unset, the run's, or the tokenizer's own.")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Ask anew what the folder has results of.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Ask a model or a run every question of a suite, and score the answers."""
     from tutelage.data.chat_template import ChatTemplate
@@ -74,6 +72,9 @@ def evaluate(
         lambda line: notes.print(line, highlight=False, markup=False),
         again=again,
     )
+    if as_json:
+        print_json({"model": asked.source, "results": path, **_summary(done)})
+        return
     _print_table(done)
     print(f"results: {path}")
 
@@ -137,15 +138,34 @@ def _print_table(done: "SuiteOutcome") -> None:
         print(f"used again from before: {', '.join(done.kept)} (--again asks anew)")
 
 
-def _cells(outcome: "Outcome", measure: "Measure") -> tuple[str, str, str]:
-    """Value, interval and number of items with a value."""
+def _summary(done: "SuiteOutcome") -> dict[str, Any]:
+    """The table as plain values; of a measure without a value they are null."""
+    found: list[dict[str, Any]] = []
+    for name, outcome in done.outcomes.items():
+        for measure in outcome.measures:
+            interval, items = _interval(outcome, measure)
+            numbers = [None] * 3 if interval is None else [interval.mean, interval.low, interval.high]
+            values = dict(zip(("value", "low", "high"), numbers, strict=True))
+            found.append({"evaluation": name, "measure": measure.name, **values, "items": items})
+    failed = {name: dict(outcome.failed) for name, outcome in done.outcomes.items() if outcome.failed}
+    return {"measures": found, "failed": failed, "used_again": done.kept}
+
+
+def _interval(outcome: "Outcome", measure: "Measure") -> "tuple[Interval | None, int]":
+    """The mean with its 95 % interval, and of how many items; None where none has a value."""
     from tutelage.evaluation.intervals import bootstrap_interval
-    from tutelage.evaluation.measures import Unit
 
     values = [value for value in outcome.scores[measure.name] if math.isfinite(value)]
-    if not values:
+    return bootstrap_interval([values]) if values else None, len(values)
+
+
+def _cells(outcome: "Outcome", measure: "Measure") -> tuple[str, str, str]:
+    """Value, interval and number of items with a value."""
+    from tutelage.evaluation.measures import Unit
+
+    interval, items = _interval(outcome, measure)
+    if interval is None:
         return "–", "", "0"
     digits = 1 if measure.unit is Unit.POINTS else 3
-    interval = bootstrap_interval([values])
     spread = f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
-    return f"{interval.mean:.{digits}f}", spread, str(len(values))
+    return f"{interval.mean:.{digits}f}", spread, str(items)

@@ -1,67 +1,59 @@
-"""`tutelage jobs ls|show|logs|cancel|restart|fetch|explain|submit`, and `tutelage exec`: thin over the client."""
+"""`tutelage jobs`: looking at jobs and changing them, thin over the client. Not here: submitting (`submit.py`)."""
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tutelage.cli.output import Json, print_json, print_table, shown
-from tutelage.errors import ConfigError
+from tutelage.cli.choices import require_known
+from tutelage.cli.connection import connect
+from tutelage.cli.output import Json, print_json, print_part, print_table, saying, shown
+from tutelage.errors import Interrupted
 
 if TYPE_CHECKING:
-    from tutelage.client import Client, Job
+    from tutelage.client import Job
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")]
-Hardware = Annotated[
-    list[str] | None, typer.Option(metavar="GPUS", help="Such as '1x A100'; may be repeated. Unset, any.")
-]
-CloudType = Annotated[str, typer.Option(help="SECURE, COMMUNITY or ALL: whose machines may run it.")]
-Vram = Annotated[float | None, typer.Option(help="Gigabytes of GPU memory; unset, what its kind asks for.")]
-Image = Annotated[str | None, typer.Option(help="Container image; unset, any worker's own environment.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Show its log until it ends; exit code 1 if it failed.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job, as `tutelage jobs ls` shows it.")]
+JobIds = Annotated[list[str], typer.Argument(metavar="JOB", help="The ids of jobs.")]
 
-app = typer.Typer(help="Jobs on a server: submit, look, cancel.", no_args_is_help=True)
-
-
-def register(root: typer.Typer) -> None:
-    """Add the commands."""
-    root.add_typer(app, name="jobs")
-    root.command("exec", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(execute)
-
-
-def connect() -> "Client":
-    """The client of the server that TUTELAGE_URL names, or the one on this machine."""
-    from tutelage.client import Client
-
-    return Client()
+app = typer.Typer(help="Submit jobs, look at them, cancel them.", no_args_is_help=True)
 
 
 @app.command("ls")
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help="pending, in_progress, completed, failed, canceled.")] = None,
+    status: Annotated[str | None, typer.Option(help="pending, in_progress, completed, failed or canceled.")] = None,
     kind: Annotated[str | None, typer.Option(help="Such as fine_tuning, inference, custom.")] = None,
-    search: Annotated[str | None, typer.Option(help="A part of id, model or options.")] = None,
-    limit: Annotated[int, typer.Option(min=1)] = 20,
+    search: Annotated[str | None, typer.Option(help="A part of its id, model or options.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Jobs, newest first."""
+    """List jobs, newest first."""
+    from tutelage.jobs.kinds import KINDS
+    from tutelage.jobs.status import JobStatus
+
+    if status is not None:
+        require_known("--status", status, (one.value for one in JobStatus))
+    if kind is not None:
+        kind = kind.replace("-", "_")
+        require_known("--kind", kind, KINDS)
     found = connect().jobs.list(limit, status=status, kind=kind, search=search)
     if as_json:
         print_json([job.record for job in found])
         return
     rows = [(job.id, job.status, job.kind, job.model, job.created_at, job.reason) for job in found]
+    asked = status or kind or search
     print_table(
         ("job", "status", "kind", "model", "created", "reason"),
         rows,
-        empty="no jobs; submit one with: tutelage jobs submit config.yaml",
+        empty="no such jobs" if asked else "no jobs; submit one with: tutelage jobs submit config.yaml",
     )
 
 
 @app.command()
 def show(job: JobId, as_json: Json = False) -> None:
-    """A job: options, runs, outputs."""
+    """Show a job: what it needs, its runs, its options, its outputs."""
     found = connect().jobs.retrieve(job)
     if as_json:
         print_json({"job": found.record, "runs": [run.record for run in found.runs]})
@@ -70,6 +62,7 @@ def show(job: JobId, as_json: Json = False) -> None:
         ("status", found.status + (f": {found.reason}" if found.reason else "")),
         ("kind", found.kind),
         ("model", found.model),
+        ("command", found.script),
         ("created", found.created_at),
         ("attempts", f"{found.attempts} of {found.max_attempts}"),
         ("needs", _needs(found)),
@@ -78,8 +71,14 @@ def show(job: JobId, as_json: Json = False) -> None:
     runs = [(run.id, run.status, run.worker_id, run.created_at, run.reason) for run in found.runs]
     print()
     print_table(("run", "status", "worker", "began", "reason"), runs, empty="no run has begun")
-    for title, values in (("options", found.params["validated_params"]), ("outputs", found.outputs or {})):
-        print(f"\n{title}")
+    titled = (
+        ("options", found.params["validated_params"]),
+        ("files", found.mounted_files),
+        ("outputs", found.outputs or {}),
+    )
+    for title, values in titled:
+        if values:
+            print(f"\n{title}")
         for name, value in values.items():
             if value not in (None, {}, []):
                 print(f"  {name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
@@ -87,27 +86,37 @@ def show(job: JobId, as_json: Json = False) -> None:
 
 @app.command()
 def logs(
-    job: JobId, follow: Annotated[bool, typer.Option("--follow", "-f", help="As it is printed, until it ends.")] = False
+    job: JobId,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="As it is printed, until the job ends; with --json a line a part.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """What the newest run of a job printed."""
-    found = connect().jobs.retrieve(job)
+    """Print what the newest run of a job printed."""
+    client = connect()
     if follow:
-        for part in found.logs(follow=True):
-            _print_part(part)
+        show_part = saying(as_json=True) if as_json else print_part
+        follow_log(client.jobs.retrieve(job), show_part)
+        return
+    client.jobs.retrieve(job)  # of a job that is not there the sentence is better
+    runs = client.runs.list(job_id=job, limit=1)
+    text = runs[-1].logs() if runs else ""
+    if as_json:
+        print_json({"run_id": runs[-1].id if runs else None, "log": text})
     else:
-        _print_part(found.logs())
+        print_part(text)
 
 
 @app.command()
-def cancel(jobs: Annotated[list[str], typer.Argument(metavar="JOB…")], as_json: Json = False) -> None:
-    """Cancel jobs; processes are stopped within seconds."""
+def cancel(jobs: JobIds, as_json: Json = False) -> None:
+    """Cancel jobs: those that wait never begin, processes that run are stopped within seconds."""
     client = connect()
     _print_changed([client.jobs.cancel(job) for job in jobs], as_json)
 
 
 @app.command()
-def restart(jobs: Annotated[list[str], typer.Argument(metavar="JOB…")], as_json: Json = False) -> None:
-    """Let jobs that have ended wait again."""
+def restart(jobs: JobIds, as_json: Json = False) -> None:
+    """Let jobs that have ended wait for a worker again."""
     client = connect()
     _print_changed([client.jobs.restart(job) for job in jobs], as_json)
 
@@ -116,7 +125,9 @@ def restart(jobs: Annotated[list[str], typer.Argument(metavar="JOB…")], as_jso
 def fetch(
     job: JobId,
     output: Annotated[Path | None, typer.Option(help="Folder; unset, one of the job's name here.")] = None,
-    all_runs: Annotated[bool, typer.Option("--all-runs", help="Of every attempt, not of the last.")] = False,
+    all_runs: Annotated[
+        bool, typer.Option("--all-runs", help="Of every attempt, each in a folder of its own; unset, of the last.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Download the log and the files of a job."""
@@ -125,12 +136,12 @@ def fetch(
     if as_json:
         print_json([str(path) for path in paths])
     else:
-        print(f"{folder}: {len(paths)} files")
+        print(f"{folder}: {len(paths)} file{'s' * (len(paths) != 1)}")
 
 
 @app.command()
 def explain(job: JobId, as_json: Json = False) -> None:
-    """Why a job waits, and on which condition each worker fails."""
+    """Say why a job waits, and on which condition each worker fails."""
     found = connect().jobs.explain(job)
     if as_json:
         print_json(found)
@@ -141,75 +152,15 @@ def explain(job: JobId, as_json: Json = False) -> None:
         print_table(("worker", "fits", "why not"), rows, empty="")
 
 
-@app.command()
-def submit(
-    config: Annotated[Path, typer.Argument(help="A YAML file of options, as `tutelage train` takes it.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override an option; may be repeated.")
-    ] = None,
-    requires_vram_gb: Vram = None,
-    allowed_hardware: Hardware = None,
-    cloud_type: CloudType = "SECURE",
-    image: Image = None,
-    wait: Wait = False,
-    as_json: Json = False,
-) -> None:
-    """Upload the files of a training config and submit it as a fine-tuning job."""
-    from tutelage.config import load_config
-
-    options: dict[str, Any] = load_config(config, overrides or []).flat()
-    vram: dict[str, Any] = {} if requires_vram_gb is None else {"requires_vram_gb": requires_vram_gb}
-    job = connect().fine_tuning.create(
-        **options, **vram, allowed_hardware=allowed_hardware, cloud_type=cloud_type, docker_image=image
-    )
-    _submitted(job, wait, as_json)
-
-
-def execute(
-    context: typer.Context,
-    mount: Annotated[
-        list[str] | None, typer.Option(metavar="SOURCE[:TARGET]", help="A file or folder for it; may be repeated.")
-    ] = None,
-    requires_vram_gb: Vram = 0,
-    allowed_hardware: Hardware = None,
-    cloud_type: CloudType = "SECURE",
-    image: Image = None,
-    wait: Wait = False,
-    as_json: Json = False,
-) -> None:
-    """Run a command as a job: tutelage exec --mount train.py --wait -- python train.py"""
-    if not context.args:
-        raise ConfigError("exec: no command; write it behind --, such as: tutelage exec -- python train.py")
-    mounts = {}
-    for one in mount or []:
-        source, _, target = one.partition(":")
-        mounts[source] = target or Path(source).name
-    job = connect().exec(
-        context.args,
-        mount=mounts,
-        requires_vram_gb=requires_vram_gb or 0,
-        allowed_hardware=allowed_hardware,
-        cloud_type=cloud_type,
-        docker_image=image,
-    )
-    _submitted(job, wait, as_json)
-
-
-def _submitted(job: "Job", wait: bool, as_json: bool) -> None:
-    if as_json and not wait:
-        print_json(job.record)
-    elif not as_json:
-        print(f"{job.id}: {job.status}", flush=True)
-    if not wait:
-        return
-    for part in job.logs(follow=True):
-        _print_part(part)
-    job.wait()
-    if as_json:
-        print_json(job.record)
-    job.raise_for_status()
-    if not as_json:
-        print(f"{job.id}: {job.status}")
+def follow_log(job: "Job", show_part: Callable[[str], None]) -> None:
+    """Show what a job prints until it ends. Raises Interrupted for ctrl-C: the job goes on."""
+    try:
+        for part in job.logs(follow=True):
+            show_part(part)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"{job.id}: goes on; see: tutelage jobs logs -f {job.id}; end it with: tutelage jobs cancel {job.id}"
+        ) from None
 
 
 def _print_changed(jobs: "list[Job]", as_json: bool) -> None:
@@ -220,12 +171,8 @@ def _print_changed(jobs: "list[Job]", as_json: bool) -> None:
         print(f"{job.id}: {job.status}")
 
 
-def _print_part(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def _needs(job: "Job") -> str:
-    parts = [f"{job.requires_vram_gb:g} GB of GPU memory", f"a {job.cloud_type} machine"]
+    parts = [f"{job.requires_vram_gb:g} GB of GPU memory"] if job.requires_vram_gb else []
+    parts += [f"a {job.cloud_type} machine"]
     parts += [" or ".join(job.allowed_hardware)] if job.allowed_hardware else []
     return ", ".join(parts + ([f"the image {job.docker_image}"] if job.docker_image else []))

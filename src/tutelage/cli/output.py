@@ -1,8 +1,9 @@
-"""How commands about jobs print: tables for people, JSON with `--json`."""
+"""How commands print: tables for people, JSON with `--json`."""
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Annotated, Any
@@ -10,12 +11,31 @@ from typing import Annotated, Any
 import typer
 
 UNFOLDED = 100_000
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print a JSON object a line: time, text.")]
 
 
 def print_json(value: Any) -> None:
     """Records and plain values as indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def print_part(text: str, *, beside: bool = False) -> None:
+    """A part of a text as it comes. beside: to standard error, where standard output is for something else."""
+    stream = sys.stderr if beside else sys.stdout
+    stream.write(text)
+    stream.flush()
+
+
+def saying(as_json: bool) -> Callable[[str], None]:
+    """Prints what a command that runs on has to say, a line each."""
+
+    def say(text: str) -> None:
+        if as_json:
+            text = json.dumps({"time": datetime.now(timezone.utc).isoformat(), "text": text}, ensure_ascii=False)
+        print(text, flush=True)
+
+    return say
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:

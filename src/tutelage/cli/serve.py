@@ -1,9 +1,11 @@
 """`tutelage serve`, `backup`, `restore`: their options. What they do is in `tutelage.server`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from tutelage.cli.output import Json, JsonLines, print_json, saying
 
 Home = Annotated[Path, typer.Option(help="The folder of everything the server stores.")]
 Database = Annotated[
@@ -12,13 +14,6 @@ Database = Annotated[
 Files = Annotated[str | None, typer.Option(envvar="TUTELAGE_FILES", help="A store such as s3://…; unset, in --home.")]
 DEFAULT_HOME = Path("tutelage-home")
 GIGABYTE = 1024**3
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(serve)
-    app.command()(backup)
-    app.command()(restore)
 
 
 def serve(
@@ -37,8 +32,9 @@ def serve(
     lease: Annotated[float, typer.Option(min=1.0, help="Seconds a worker may be silent before its job is retried.")] = (
         30.0
     ),
+    as_json: JsonLines = False,
 ) -> None:
-    """Run the server: queue, API and web page, and one worker on this machine."""
+    """Run the server: queue, API and web page, and one worker on this machine. ctrl-C ends it."""
     from tutelage.cli.extras import needs
     from tutelage.cli.logs import log_to_stderr
 
@@ -57,14 +53,15 @@ def serve(
         require_tokens=require_tokens,
     )
     log_to_stderr()
-    run_server(settings, with_worker=not no_worker, say=lambda text: print(text, flush=True))
+    run_server(settings, with_worker=not no_worker, say=saying(as_json))
 
 
 def backup(
-    archive: Annotated[Path, typer.Argument(help="The archive to make, such as monday.tar.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The archive to make, such as monday.tar.")],
     home: Home = DEFAULT_HOME,
     database: Database = None,
     files: Files = None,
+    as_json: Json = False,
 ) -> None:
     """Write all records, files and the key of the secrets into one archive; the server may run meanwhile."""
     from tutelage.cli.extras import needs
@@ -74,16 +71,20 @@ def backup(
         from tutelage.server.settings import ServerSettings
 
     done = back_up(ServerSettings(home=home, database=database, files=files), archive)
-    missing = f"; {done.missing} files were deleted meanwhile" if done.missing else ""
-    print(f"{archive}: {done.rows} records, {done.contents} files of {done.bytes} bytes{missing}")
+    if as_json:
+        print_json({"archive": archive, **_counts(done)})
+        return
+    missing = f"; {_files(done.missing)} in the records and gone from the store" if done.missing else ""
+    print(f"{archive}: {done.rows} records, {_files(done.contents)} of {done.bytes} bytes{missing}")
     print("it holds the key of the secrets: keep it where nobody else can read it")
 
 
 def restore(
-    archive: Annotated[Path, typer.Argument(help="What `tutelage backup` made.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="What `tutelage backup` made.")],
     home: Home = DEFAULT_HOME,
     database: Database = None,
     files: Files = None,
+    as_json: Json = False,
 ) -> None:
     """Fill a home that has no records yet from an archive."""
     from tutelage.cli.extras import needs
@@ -93,5 +94,16 @@ def restore(
         from tutelage.server.settings import ServerSettings
 
     done = restore_from(ServerSettings(home=home, database=database, files=files), archive)
-    print(f"{home}: {done.rows} records, {done.contents} files of {done.bytes} bytes")
+    if as_json:
+        print_json({"home": home, **_counts(done)})
+        return
+    print(f"{home}: {done.rows} records, {_files(done.contents)} of {done.bytes} bytes")
     print(f"start it with: tutelage serve --home {home}")
+
+
+def _counts(done: Any) -> dict[str, int]:
+    return {name: getattr(done, name) for name in ("rows", "contents", "bytes", "missing")}
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'s' * (count != 1)}"

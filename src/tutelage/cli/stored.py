@@ -1,20 +1,26 @@
 """`tutelage files`, `token`, `env`: thin over the client; the first token of a server is made on its home itself."""
 
+import getpass
+import shutil
 import sys
+import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tutelage.cli.jobs import connect
+from tutelage.cli.choices import require_known
+from tutelage.cli.connection import connect
 from tutelage.cli.output import Json, print_json, print_table
 from tutelage.errors import ConfigError, DataError
 
-files_app = typer.Typer(help="Files on a server.", no_args_is_help=True)
+files_app = typer.Typer(help="Upload files to a server, list them, get them back.", no_args_is_help=True)
 token_app = typer.Typer(help="Tokens: who may use a server, and for what.", no_args_is_help=True)
-env_app = typer.Typer(help="Secrets that jobs get as environment variables.", no_args_is_help=True)
+env_app = typer.Typer(help="Secrets that all jobs get as environment variables.", no_args_is_help=True)
 
+FileId = Annotated[str, typer.Argument(metavar="FILE", help="The id of a file, as `tutelage files ls` shows it.")]
+SecretName = Annotated[str, typer.Argument(metavar="NAME", help="Of the variable, such as HF_TOKEN.")]
 HomeOption = Annotated[
     Path | None, typer.Option(help="Work on the home of a server itself, also while none runs; for its first token.")
 ]
@@ -24,22 +30,15 @@ DatabaseOption = Annotated[
 UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(files_app, name="files")
-    app.add_typer(token_app, name="token")
-    app.add_typer(env_app, name="env")
-
-
 @files_app.command()
 def upload(
-    path: Path,
-    purpose: Annotated[str, typer.Option(help="conversations, preference (rows are checked), or any other word.")] = (
-        "conversations"
-    ),
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file here.")],
+    purpose: Annotated[
+        str, typer.Option(help="conversations or preference, whose rows are checked, or any other word.")
+    ] = "conversations",
     as_json: Json = False,
 ) -> None:
-    """Upload a file; the same bytes twice are one file."""
+    """Upload a file and print its id; the same bytes twice are one file."""
     file = connect().files.upload(path, purpose)
     if as_json:
         print_json(file)
@@ -49,54 +48,74 @@ def upload(
 
 @files_app.command("ls")
 def list_files(
-    purpose: Annotated[str | None, typer.Option()] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+    purpose: Annotated[str | None, typer.Option(help="Only those of this purpose.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """Files, newest first."""
+    """List files, newest first."""
     found = connect().files.list(purpose, limit)
     if as_json:
         print_json(found)
         return
     rows = [(file.id, file.filename, file.bytes, file.created_at) for file in found]
-    print_table(("file", "name", "bytes", "created"), rows, empty="no files; upload one with: tutelage files upload")
+    empty = f"no files of {purpose}" if purpose else "no files; upload one with: tutelage files upload PATH"
+    print_table(("file", "name", "bytes", "created"), rows, empty=empty)
 
 
 @files_app.command()
 def get(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The id of a file.")],
+    file: FileId,
     output: Annotated[Path | None, typer.Option(help="Where to; unset, standard output.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Download a file."""
+    if output is None and as_json:
+        raise ConfigError("--json: the file itself would go to standard output; say where to with --output")
     client = connect()
-    if output is None:
-        sys.stdout.buffer.write(client.files.content(file))
-    else:
+    if output is not None:
         client.files.download(file, output)
-        print(output)
+        if as_json:
+            print_json({"id": file, "path": str(output), "bytes": output.stat().st_size})
+        else:
+            print(output)
+        return
+    # Only once it is whole and what its id says; and never in memory.
+    with tempfile.TemporaryDirectory() as folder:
+        with client.files.download(file, Path(folder, "content")).open("rb") as content:
+            shutil.copyfileobj(content, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 @files_app.command("rm")
-def remove(file: Annotated[str, typer.Argument(metavar="FILE", help="The id of a file.")]) -> None:
+def remove(file: FileId, as_json: Json = False) -> None:
     """Delete a file that no unfinished job needs."""
     connect().files.delete(file)
-    print(f"{file}: deleted")
+    if as_json:
+        print_json({"id": file, "deleted": True})
+    else:
+        print(f"{file}: deleted")
 
 
 @token_app.command("create")
 def create_token(
-    name: Annotated[str, typer.Argument(help="What or whom it is for.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What or whom it is for.")],
     scope: Annotated[
         list[str] | None, typer.Option(help="read, submit, worker, admin; may be repeated. Unset, read and submit.")
     ] = None,
-    expires: Annotated[str | None, typer.Option(metavar="30d", help="Hours (h), days (d) or weeks (w).")] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="30d", help="After so many hours (h), days (d) or weeks (w); unset, never.")
+    ] = None,
     organization: Annotated[str, typer.Option(help="With --home: whose it is; made if there is none.")] = "default",
     home: HomeOption = None,
     database: DatabaseOption = None,
     as_json: Json = False,
 ) -> None:
     """Make a token. Its secret is printed this once."""
+    from tutelage.jobs.records import Scope
+
     scopes = scope or ["read", "submit"]
+    for one in scopes:
+        require_known("--scope", one, (known.value for known in Scope))
     expires_at = datetime.now(timezone.utc) + _age(expires) if expires is not None else None
     if home is not None:
         secret, identity = _on_home(home, database, organization, name, scopes, expires_at)
@@ -112,7 +131,7 @@ def create_token(
 
 @token_app.command("ls")
 def list_tokens(as_json: Json = False) -> None:
-    """Tokens, newest first."""
+    """List tokens, newest first, without their secrets."""
     found = connect().tokens.list()
     if as_json:
         print_json(found)
@@ -123,30 +142,41 @@ def list_tokens(as_json: Json = False) -> None:
 
 
 @token_app.command("revoke")
-def revoke_token(token: Annotated[str, typer.Argument(metavar="TOKEN", help="Its id, not its secret.")]) -> None:
-    """From now on nobody gets in with it."""
-    connect().tokens.revoke(token)
-    print(f"{token}: revoked")
+def revoke_token(
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="Its id from `tutelage token ls`, not its secret.")],
+    as_json: Json = False,
+) -> None:
+    """Revoke a token: from now on nobody gets in with it."""
+    revoked = connect().tokens.revoke(token)
+    if as_json:
+        print_json(revoked)
+    else:
+        print(f"{token}: revoked")
 
 
 @env_app.command("set")
 def set_secret(
-    name: str,
-    value: Annotated[str | None, typer.Argument(help="Unset, it is read from standard input, out of the history.")] = (
-        None
-    ),
+    name: SecretName,
+    value: Annotated[
+        str | None,
+        typer.Argument(metavar="VALUE", help="Better unset, out of the shell's history: then it is asked for."),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Give jobs an environment variable, such as HF_TOKEN; nobody can read it again."""
-    secret = value if value is not None else sys.stdin.readline().rstrip("\n")
+    """Give jobs an environment variable; nobody can read its value again.
+
+    From a file, all of its lines: tutelage env set NAME < file
+    """
+    secret = value if value is not None else _secret_of_input(name)
     if not secret:
         raise ConfigError(f"{name}: the value is empty; give it, or write: tutelage env set {name} < file")
     connect().secrets.set(name, secret)
-    print(f"{name}: set")
+    _print_set([name], as_json)
 
 
 @env_app.command("ls")
 def list_secrets(as_json: Json = False) -> None:
-    """Names of the secrets."""
+    """List the names of the secrets."""
     names = connect().secrets.list()
     if as_json:
         print_json(names)
@@ -155,19 +185,44 @@ def list_secrets(as_json: Json = False) -> None:
 
 
 @env_app.command("rm")
-def delete_secret(name: str) -> None:
-    """Jobs that begin from now on do not get it."""
+def delete_secret(name: SecretName, as_json: Json = False) -> None:
+    """Delete a secret: jobs that begin from now on do not get it."""
     connect().secrets.delete(name)
-    print(f"{name}: deleted")
+    if as_json:
+        print_json({"name": name, "deleted": True})
+    else:
+        print(f"{name}: deleted")
 
 
 @env_app.command("import")
-def import_secrets(path: Annotated[Path, typer.Argument(help="Lines of NAME=value, # for remarks.")]) -> None:
+def import_secrets(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Lines of NAME=value, # for remarks.")],
+    as_json: Json = False,
+) -> None:
     """Set all secrets of a .env file."""
+    found = _read_env(path)
     client = connect()
-    for name, value in _read_env(path).items():
+    for name, value in found.items():
         client.secrets.set(name, value)
+    _print_set(list(found), as_json)
+
+
+def _print_set(names: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"set": names})
+        return
+    for name in names:
         print(f"{name}: set")
+
+
+def _secret_of_input(name: str) -> str:
+    """Typed unseen on a terminal; else all of standard input, without the end of its last line."""
+    if sys.stdin.isatty():
+        return getpass.getpass(f"{name}: ")
+    try:
+        return sys.stdin.buffer.read().decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: byte {error.start} of standard input is not UTF-8; give a text") from error
 
 
 def _read_env(path: Path) -> dict[str, str]:
@@ -190,7 +245,7 @@ def _read_env(path: Path) -> dict[str, str]:
 
 def _age(text: str) -> timedelta:
     unit = UNITS.get(text[-1:])
-    if unit is None or not text[:-1].isdigit() or int(text[:-1]) == 0:
+    if unit is None or not text[:-1].isdecimal() or int(text[:-1]) == 0:
         raise ConfigError(f"--expires {text}: write a number of hours, days or weeks, such as 12h, 30d or 4w")
     return timedelta(seconds=int(text[:-1]) * unit)
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+from tutelage.cli.output import print_json
 
 if TYPE_CHECKING:
     from tutelage.experiments import Experiment, ExperimentResults, PlannedRun
@@ -22,8 +24,11 @@ def quiet_libraries() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def print_plan(experiment: "Experiment", planned: "Sequence[PlannedRun]", output: Path) -> None:
+def print_plan(experiment: "Experiment", planned: "Sequence[PlannedRun]", output: Path, as_json: bool) -> None:
     """What is still to be trained and how much that is, what is asked, and where it goes."""
+    if as_json:
+        print_json(_plan(experiment, planned, output))
+        return
     from rich.table import Table
 
     from tutelage.experiments import unequal_passes
@@ -58,12 +63,46 @@ def print_plan(experiment: "Experiment", planned: "Sequence[PlannedRun]", output
         print(f"all of them after every {experiment.evaluate_every} steps of every run too")
 
 
-def print_summary(results: "ExperimentResults", output: Path) -> None:
+def _plan(experiment: "Experiment", planned: "Sequence[PlannedRun]", output: Path) -> dict[str, Any]:
+    stages = experiment.stages or (None,)
+    return {
+        "name": experiment.name,
+        "output": output.absolute(),
+        "seeds": experiment.seeds,
+        "to_train": [
+            {
+                "run": run.name,
+                "seeds": run.seeds,
+                "stages": [
+                    {
+                        "stage": stage,
+                        "rows": size.rows,
+                        "steps": size.steps,
+                        "passes": size.passes,
+                        "gold_reward": reward,
+                    }
+                    for stage, size, reward in zip(stages, run.sizes, run.gold_rewards, strict=True)
+                ],
+                "warnings": run.warnings,
+            }
+            for run in planned
+        ],
+        "evaluations": [evaluation.title for evaluation in experiment.evaluations],
+        "evaluate_every": experiment.evaluate_every,
+    }
+
+
+def print_summary(results: "ExperimentResults", output: Path, as_json: bool) -> None:
     """A line a model with the measures that fit a terminal: not log-probabilities, and one KL."""
+    from tutelage.experiments.report import REPORT_FILE
+
+    if as_json:
+        failed = [{"run": model.name, "seed": seed.seed, "error": seed.error} for model, seed in results.failed]
+        print_json({"report": output / REPORT_FILE, "results": output / "results.json", "failed": failed})
+        return
     from rich.table import Table
 
     from tutelage.evaluation import Unit
-    from tutelage.experiments.report import REPORT_FILE
     from tutelage.experiments.sentences import value_text
     from tutelage.experiments.specification import KL_VS_BASE
 

@@ -6,10 +6,7 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(worker)
+from tutelage.cli.output import JsonLines, saying
 
 
 def worker(
@@ -18,7 +15,9 @@ def worker(
         Path | None, typer.Option(help="For runs and models of other jobs; unset, ~/.cache/tutelage/worker.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one job.")] = False,
-    max_idle: Annotated[float | None, typer.Option(min=0, help="End after so many seconds without a job.")] = None,
+    max_idle: Annotated[
+        float | None, typer.Option(min=0, help="End after so many seconds without a job; unset, never.")
+    ] = None,
     cloud_type: Annotated[str, typer.Option(help="SECURE or COMMUNITY: whose machine this is.")] = "SECURE",
     cost_per_hour: Annotated[float, typer.Option(min=0, help="US dollars, for the table of costs.")] = 0.0,
     image: Annotated[
@@ -30,9 +29,10 @@ def worker(
     while_input_open: Annotated[
         bool, typer.Option("--while-input-open", help="Claim jobs only while standard input is open.")
     ] = False,
-    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Leave the folders of runs behind.")] = False,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Leave the folders of runs in kept/.")] = False,
+    as_json: JsonLines = False,
 ) -> None:
-    """Run the jobs of the server that TUTELAGE_URL names, one after the other."""
+    """Run the jobs of the server that TUTELAGE_URL names, one after the other. ctrl-C gives the job back."""
     from tutelage.cli.logs import log_to_stderr
     from tutelage.jobs.requirements import cloud_type_of
     from tutelage.worker.settings import WorkerSettings
@@ -51,4 +51,4 @@ def worker(
         keep_runs=keep_runs,
     )
     log_to_stderr()
-    sys.exit(Worker(settings, say=lambda text: print(text, flush=True)).run())
+    sys.exit(Worker(settings, say=saying(as_json)).run())

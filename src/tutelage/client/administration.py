@@ -30,7 +30,10 @@ class Workers:
         return decoded_list(Worker, self._transport.request("GET", "/api/workers", params={"limit": limit}))
 
     def stop(self, worker_id: str, reason: str = "asked to stop") -> Worker:
-        """Let a worker claim nothing more. Raises NotFoundError."""
+        """Let a worker claim nothing more. A job that it runs goes on to its end; then the worker ends and says why.
+
+        It does not register again, and `tutelage serve` starts no other in its place. Raises NotFoundError.
+        """
         path = path_of("api", "workers", worker_id, "stop")
         return decoded(Worker, self._transport.request("POST", path, json={"reason": reason}))
 

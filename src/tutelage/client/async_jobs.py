@@ -111,6 +111,11 @@ class AsyncRun(RunFields):
         """See `Run.log`."""
         await self._client.threads.run(self._run.log, data, file)
 
+    async def update(self, status: str | None = None) -> None:
+        """See `Run.update`."""
+        await self._client.threads.run(self._run.update, status)
+        self._take(self._run.record)
+
     async def events(self) -> list[Event]:
         """What it reported, oldest first."""
         return await self._client.threads.run(lambda: self._run.events)

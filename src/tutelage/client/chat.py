@@ -4,6 +4,8 @@ What comes back are that package's objects. Not here: deploying (`deployments.py
 """
 
 import asyncio
+import os
+import re
 import threading
 from collections import defaultdict
 from functools import cached_property
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 NOT_SERVED = "model_not_served"
 """The code of the error that a server gives for a model no job serves; others come from the model's own server."""
+OF_OPENAI = re.compile(r"^(chatgpt|gpt|o[1-9])(-|$)", re.IGNORECASE)
+"""Models that nobody here serves and OpenAI does: whoever asks for one means that."""
+OPENAI_KEY = "OPENAI_API_KEY"
 MAX_RETRIES = 6
 """Of a completion, by the openai package: about a minute with its pauses."""
 
@@ -45,15 +50,25 @@ class OpenAiClients:
         http_client = openai.DefaultAsyncHttpxClient(trust_env=not self._transport.is_loopback)
         return openai.AsyncOpenAI(http_client=http_client, **self._options)
 
+    @cached_property
+    def of_openai(self) -> "OpenAI":
+        """The one that waits, for OpenAI's own models."""
+        return _openai().OpenAI(api_key=_own_key())
+
+    @cached_property
+    def awaited_of_openai(self) -> "AsyncOpenAI":
+        """The one that is awaited, for OpenAI's own models."""
+        return _openai().AsyncOpenAI(api_key=_own_key())
+
     def close(self) -> None:
-        """Close the connections of the one that waits."""
-        if "sync" in vars(self):
-            self.sync.close()
+        """Close the connections of those that wait."""
+        for name in vars(self).keys() & {"sync", "of_openai"}:
+            getattr(self, name).close()
 
     async def aclose(self) -> None:
-        """Close the connections of the one that is awaited."""
-        if "awaited" in vars(self):
-            await self.awaited.close()
+        """Close the connections of those that are awaited."""
+        for name in vars(self).keys() & {"awaited", "awaited_of_openai"}:
+            await getattr(self, name).close()
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -63,7 +78,10 @@ class OpenAiClients:
 
 
 class _Chat:
-    """A model that is not deployed is deployed with the first question, and stays until `kill`."""
+    """A model that is not deployed is deployed with the first question, and stays until `kill`.
+
+    What is called as OpenAI calls its models (`gpt-…`, `o3`), and is not deployed, is asked there.
+    """
 
     def __init__(self, client: "OpenWeights", deploy_kwargs: dict[str, Any]) -> None:
         self._ow = client
@@ -120,7 +138,10 @@ class ChatCompletions(_Chat):
         except _openai().NotFoundError as error:
             if error.code != NOT_SERVED:
                 raise
-            self._deploy(model)
+            if OF_OPENAI.match(model):
+                completions = self._ow.openai.of_openai.chat.completions
+            else:
+                self._deploy(model)
         return completions.create(model=model, **options)
 
 
@@ -145,8 +166,18 @@ class AsyncChatCompletions(_Chat):
         except _openai().NotFoundError as error:
             if error.code != NOT_SERVED:
                 raise
-            await asyncio.to_thread(self._deploy, model)
+            if OF_OPENAI.match(model):
+                completions = self._ow.openai.awaited_of_openai.chat.completions
+            else:
+                await asyncio.to_thread(self._deploy, model)
         return await completions.create(model=model, **options)
+
+
+def _own_key() -> str:
+    key = os.environ.get(OPENAI_KEY)
+    if not key:
+        raise ConfigError(f"the model is one of OpenAI, which wants a key of its own; set {OPENAI_KEY}")
+    return key
 
 
 def _openai() -> Any:

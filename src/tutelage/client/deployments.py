@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.client.builtin_jobs import GUESS, BuiltInJobs, Vram
@@ -64,7 +64,8 @@ class Api(BuiltInJobs):
         cloud_type: str = "SECURE",
         **options: Any,
     ) -> "TemporaryApi":
-        """A deployment that begins with `with`, `async with` or `up()`, and ends with them or `down()`.
+        """A deployment, submitted now and kept for 15 minutes. `with`, `async with` and `up()` keep it until they or
+        `down()` end it.
 
         model, lora_adapters: Hub ids, or ids of training jobs. max_lora_rank: guessed, the largest of the adapters'
         jobs. Raises ConfigError and JobError for what cannot be deployed.
@@ -84,17 +85,30 @@ class Api(BuiltInJobs):
             kv_cache_dtype=kv_cache_dtype,
             **options,
         )
-        return TemporaryApi(self._ow, job.id, [model, *adapters])
+        api = TemporaryApi(self._ow, job.id, [model, *adapters])
+        api.renew()  # whoever ends before `up` leaves nothing behind that runs for ever
+        return api
 
     def multi_deploy(
-        self, models: Sequence[str], base_model_override: str | None = None, **options: Any
+        self,
+        models: Sequence[str],
+        max_model_len: int = 2048,
+        requires_vram_gb: Vram = GUESS,
+        max_num_seqs: int = 100,
+        base_model_override: str | None = None,
+        **options: Any,
     ) -> dict[str, "TemporaryApi"]:
         """Deployments of several models by name; adapters that jobs trained on one base model share one.
 
-        base_model_override: deploy all of them as adapters of this model. options: see `deploy`.
+        base_model_override: deploy all of them as adapters of this model. The other options are those of `deploy`.
         """
         if isinstance(models, str):
             raise JobError(f"models: '{models}' is one name; give a list of them")
+        options |= {
+            "max_model_len": max_model_len,
+            "requires_vram_gb": requires_vram_gb,
+            "max_num_seqs": max_num_seqs,
+        }
         groups: dict[str, list[str]] = {}
         for model in models:
             base = base_model_override or self._base_of_adapter(model)
@@ -131,6 +145,9 @@ class TemporaryApi:
         self.base_url = f"{client.http.address}/v1"
         self._stopped = threading.Event()
         self._keeper: threading.Thread | None = None
+        self._downs = 0
+        self._changing = threading.RLock()  # a handler of signals may come in the middle of `up`
+        """Held while it begins or ends, so that what began before `down` does not begin behind it."""
 
     def __repr__(self) -> str:
         return f"TemporaryApi({self.job_id!r}, models={self.models})"
@@ -153,26 +170,39 @@ class TemporaryApi:
         timeout: seconds after which WaitTimeout is raised; None waits for a worker as long as it takes. Raises
         JobFailed with the reason where the job fails. Whatever is raised, the deployment is taken down.
         """
-        with self._down_after_failure():
-            for pause in self._until_ready(timeout):
+        try:
+            for pause in self._until_ready(timeout, self._downs):
                 time.sleep(pause)
+        except BaseException:
+            self._down_after_failure()
+            raise
         return self.sync_client
 
     async def async_up(self, timeout: float | None = None) -> "AsyncOpenAI":
         """See `up`."""
-        with self._down_after_failure():
-            steps = self._until_ready(timeout)
+        try:
+            steps = self._until_ready(timeout, self._downs)
             while (pause := await asyncio.to_thread(next, steps, None)) is not None:
                 await asyncio.sleep(pause)
+        except BaseException:
+            # In a thread, since the server may be slow; to its end, also where this is canceled once more.
+            await asyncio.shield(asyncio.to_thread(self._down_after_failure))
+            raise
         return self.async_client
 
     def down(self) -> None:
         """End the deployment. Nothing happens where it has ended."""
-        self._stopped.set()
-        if self._keeper is not None and self._keeper is not threading.current_thread():
-            self._keeper.join(timeout=1.0)
-        with contextlib.suppress(NotFoundError, JobError):
-            self._ow.jobs.cancel(self.job_id)
+        with self._changing:
+            self._downs += 1
+            self._stopped.set()
+            if self._keeper is not None and self._keeper is not threading.current_thread():
+                self._keeper.join(timeout=1.0)
+            with contextlib.suppress(NotFoundError, JobError):
+                self._ow.jobs.cancel(self.job_id)
+
+    def renew(self) -> None:
+        """Keep it for 15 minutes from now on, by the server's clock."""
+        self._ow.jobs.set_timeout(self.job_id, self._ow.http.now() + KEPT_FOR)
 
     def __enter__(self) -> "OpenAI":
         return self.up()
@@ -186,13 +216,19 @@ class TemporaryApi:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.down)
 
-    def _until_ready(self, timeout: float | None) -> Iterator[float]:
-        """Look again and again; what is given are the pauses between. Raises JobFailed and WaitTimeout."""
+    def _until_ready(self, timeout: float | None, downs: int) -> Iterator[float]:
+        """Look again and again; what is given are the pauses between. Raises JobFailed and WaitTimeout.
+
+        downs: how often it was taken down when it was asked for.
+        """
         begun = time.monotonic()
-        job = self._ow.jobs.retrieve(self.job_id)
-        if job.is_final:
-            job.restart()
-        self._keep_alive()
+        with self._changing:
+            if downs != self._downs:
+                raise JobError(f"{self.job_id}: the deployment was taken down before it began; call up() again")
+            job = self._ow.jobs.retrieve(self.job_id)
+            if job.is_final:
+                job.restart()
+            self._keep_alive()
         while True:
             job.refresh()
             if job.status == "completed":
@@ -220,7 +256,7 @@ class TemporaryApi:
         return True
 
     def _keep_alive(self) -> None:
-        self._renew()
+        self.renew()
         self._stopped.clear()
         if self._keeper is None or not self._keeper.is_alive():
             self._keeper = threading.Thread(target=self._renew_often, name=f"keep {self.job_id}", daemon=True)
@@ -229,18 +265,10 @@ class TemporaryApi:
     def _renew_often(self) -> None:
         while not self._stopped.wait(RENEW_SECONDS):
             try:
-                self._renew()
+                self.renew()
             except TutelageError as error:  # the server may be back before the time is over
                 logger.warning("%s: could not be kept for longer: %s", self.job_id, error)
 
-    def _renew(self) -> None:
-        self._ow.jobs.set_timeout(self.job_id, datetime.now(timezone.utc) + KEPT_FOR)
-
-    @contextlib.contextmanager
-    def _down_after_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(TutelageError):
-                self.down()
-            raise
+    def _down_after_failure(self) -> None:
+        with contextlib.suppress(TutelageError):
+            self.down()

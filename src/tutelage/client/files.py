@@ -1,4 +1,4 @@
-"""Files on the server: up, down, checked by their hash. Neither way holds a whole file in memory.
+"""Files on the server: up, down, checked by their hash. Only `content` holds a whole file in memory.
 
 Not here: which options of a job name files (`local_files.py`).
 """
@@ -70,7 +70,10 @@ class Files:
         self._transport.request("DELETE", path_of("v1", "files", file_id))
 
     def content(self, file_id: str) -> bytes:
-        """All bytes of a file, or of the log of a run: `run.log_file`. Raises NotFoundError."""
+        """All bytes of a file, or of the log of a run: `run.log_file`. Raises NotFoundError.
+
+        They are in memory at once: for what is large there is `download`.
+        """
         if file_id.startswith(LOG):
             return b"".join(log_parts(self._transport, file_id.removeprefix(LOG)))
         return self._transport.bytes_of(_content_path(file_id), lambda parts: b"".join(parts))

@@ -1,6 +1,6 @@
 """HTTP to one server: where it is, who asks, trying again, streams. Not here: what is asked for.
 
-Connection errors, timeouts, 5xx and 429 are tried again with growing pauses, other 4xx never are.
+Connection errors, timeouts and 5xx are tried again with growing pauses, 4xx never are.
 """
 
 import os
@@ -8,7 +8,9 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
@@ -76,6 +78,7 @@ class Transport:
         self.patience = patience
         self._sleep = sleep
         self._reached = False
+        self._ahead = timedelta()
         headers = {"User-Agent": f"tutelage/{__version__}"}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {_checked_token(self.token)}"
@@ -96,6 +99,10 @@ class Transport:
     def is_loopback(self) -> bool:
         """The server is on this machine: a proxy for the world outside has no business in between."""
         return self.url.host in ("localhost", "::1") or self.url.host.startswith("127.")
+
+    def now(self) -> datetime:
+        """What the server's clock says, by its last answer, in UTC: this machine's may be wrong."""
+        return datetime.now(timezone.utc) + self._ahead
 
     def request(
         self,
@@ -204,7 +211,7 @@ class Transport:
             self._failures(),
             self._client.stream("GET", self._address_of(path), params=params, headers=headers) as response,
         ):
-            self._reached = True
+            self._arrived(response)
             if not response.is_success:
                 response.read()
                 self._refuse(response)
@@ -213,10 +220,16 @@ class Transport:
     def _send(self, method: str, path: str, **parts: Any) -> httpx.Response:
         with self._failures():
             response = self._client.request(method, self._address_of(path), **parts)
-        self._reached = True
+        self._arrived(response)
         if not response.is_success:
             self._refuse(response)
         return response
+
+    def _arrived(self, response: httpx.Response) -> None:
+        self._reached = True
+        with suppress(ValueError):  # no date, or one that cannot be read
+            said = parsedate_to_datetime(response.headers.get("date", ""))
+            self._ahead = said.replace(tzinfo=timezone.utc) - datetime.now(timezone.utc)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -233,10 +246,8 @@ class Transport:
     def _refuse(self, response: httpx.Response) -> None:
         """Raise what an answer other than success means."""
         failure = refusal(response, self.address)
-        if response.status_code >= 500 or response.status_code == 429:
-            raise _Again(
-                failure, after=_retry_after(response), arrived=response.status_code not in (429, 503)
-            ) from None
+        if response.status_code >= 500:
+            raise _Again(failure, after=_retry_after(response), arrived=response.status_code != 503) from None
         raise failure
 
     def _json(self, response: httpx.Response) -> Any:
@@ -283,12 +294,15 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 def _checked_url(address: str) -> httpx.URL:
+    # What stands before an @ may be a password, also where the rest is no address; the parser's words may hold it too.
+    shown = f"…{address[address.rindex('@') :]}"[:100] if "@" in address else address[:100]
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL as error:
-        raise ConfigError(f"base_url: '{address[:100]}' is no address ({error}); write {DEFAULT_URL}") from error
+        why = "" if "@" in address else f" ({error})"
+        raise ConfigError(f"base_url: '{shown}' is no address{why}; write {DEFAULT_URL}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"base_url: '{address[:100]}' is no address of a server; write it as {DEFAULT_URL}")
+        raise ConfigError(f"base_url: '{shown}' is no address of a server; write it as {DEFAULT_URL}")
     return url.copy_with(query=None, fragment=None)
 
 

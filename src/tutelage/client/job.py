@@ -125,9 +125,9 @@ class Job(JobFields):
         """What its runs reported, oldest first."""
         return self._client.events.list(job_id=self.id)
 
-    def refresh(self) -> "Job":
-        """This job as it is now. Raises NotFoundError."""
-        self._take(self._client.jobs.record(self.id))
+    def refresh(self, *, patience: float | None = None) -> "Job":
+        """This job as it is now. patience: see `Transport`. Raises NotFoundError."""
+        self._take(self._client.jobs.record(self.id, patience=patience))
         return self
 
     def cancel(self) -> "Job":

@@ -137,11 +137,17 @@ class Jobs:
         return found
 
     def find(self, **params: Any) -> "list[Job]":
-        """Jobs whose validated params contain these values; of dicts it is enough to name a part."""
+        """All jobs whose validated params contain these values, newest first; of dicts it is enough to name a part."""
         wanted = {**params, **(params.pop("validated_params", None) or {})}
         wanted.pop("validated_params", None)
-        page = self._ow.http.request("POST", "/api/jobs/find", json={"params": wanted, "limit": MAX_PAGE})
-        return [self._job(item) for item in page["data"]]
+        body: dict[str, Any] = {"params": wanted, "limit": MAX_PAGE}
+        found: list[Job] = []
+        while True:
+            page = self._ow.http.request("POST", "/api/jobs/find", json=body)
+            found += [self._job(item) for item in page["data"]]
+            if not page.get("has_more") or not page["data"]:
+                return found
+            body["after"] = found[-1].id
 
     def retrieve(self, job_id: str) -> Job:
         """Raises NotFoundError."""

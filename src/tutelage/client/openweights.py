@@ -30,7 +30,7 @@ from tutelage.jobs.kinds import JobRequest, checked
 EXEC_PREFIX = "execjob"
 NOT_REPLACEABLE = frozenset(
     {"files", "jobs", "runs", "run", "events", "costs", "workers", "tokens", "secrets", "chat", "async_chat"}
-    | {"sync_chat", "openai", "http", "me", "organization_id", "org_name", "hf_org", "exec", "close"}
+    | {"sync_chat", "openai", "http", "me", "auth_token", "organization_id", "org_name", "hf_org", "exec", "close"}
 )
 """Attributes of a client that no custom job may be registered as."""
 
@@ -51,14 +51,14 @@ class OpenWeights:
 
     def __init__(
         self,
-        *,
+        supabase_url: str | None = None,
+        supabase_key: str | None = None,
         auth_token: str | None = None,
         organization_id: str | None = None,
         use_async: bool = False,
         deploy_kwargs: Mapping[str, Any] | None = None,
+        *,
         base_url: str | None = None,
-        supabase_url: str | None = None,
-        supabase_key: str | None = None,
     ) -> None:
         if supabase_url is not None or supabase_key is not None:
             warnings.warn(
@@ -111,6 +111,10 @@ class OpenWeights:
                 "use a token of that organisation, or leave organization_id out"
             )
         return me
+
+    @property
+    def auth_token(self) -> str | None:
+        return self.http.token
 
     @property
     def organization_id(self) -> str:

@@ -11,6 +11,7 @@ from tutelage.jobs.records import Job
 
 TYPES = {"fine_tuning": "fine-tuning", "weighted_sft": "fine-tuning", "api": "api", "script": "script"}
 RESULT = "finetuned_model_id"
+OWN_ID = re.compile(r"-[0-9a-f]{12}(-|$)")
 TRAINED = re.compile(r"^(?:ftjob|sftjob)-[0-9a-f]{12}[^:]*")
 """A model that is the result of a job, without the checkpoint behind it."""
 
@@ -29,11 +30,11 @@ def params_of(job: Job) -> dict[str, Any]:
     validated = dict(job.params)
     if "{job_id}" in str(validated.get(RESULT)) and not validated.get("push_to_hub"):
         validated[RESULT] = job.id
-    return {
-        "validated_params": validated,
-        "mounted_files": job.mounted_files,
-        "cloud_type": job.cloud_type.value,
-    }
+    own = {"validated_params": validated, "mounted_files": job.mounted_files, "cloud_type": job.cloud_type.value}
+    # There the options of two kinds stand elsewhere; here in both places.
+    if job.kind == "api":
+        return {**validated, **own}
+    return {"params": validated, **own} if job.kind == "logprob" else own
 
 
 def without_result(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def request_of(data: Mapping[str, Any], kind: str, prefix: str | None, image: st
         prefix=_prefix_of(given, prefix) if kind == "custom" else None,
         mounted_files=dict(params.get("mounted_files") or {}),
         image=given.get("docker_image") or image,
-        entrypoint=given.get("script") if kind == "custom" else None,
+        entrypoint=_script_of(given) if kind == "custom" else None,
         requires_vram_gb=given.get("requires_vram_gb"),
         allowed_hardware=given.get("allowed_hardware"),
         cloud_type=params.get("cloud_type") or given.get("cloud_type"),
@@ -76,6 +77,12 @@ def _kind_of(kind: str) -> str:
     if name not in KINDS:
         raise JobError(f"type: '{kind[:80]}' is none; one of fine-tuning, api, custom")
     return name
+
+
+def _script_of(data: Mapping[str, Any]) -> str | None:
+    """Scripts that were told an id of `compute_id` ask for that job; the job's own id is known when it runs."""
+    script, given = data.get("script"), str(data.get("id") or "")
+    return script.replace(given, "$TUTELAGE_JOB_ID") if isinstance(script, str) and OWN_ID.search(given) else script
 
 
 def _prefix_of(data: Mapping[str, Any], otherwise: str | None) -> str | None:

@@ -94,6 +94,13 @@ class Run(RunFields):
         event = NewEvent(uuid.uuid4().hex, dict(data), file_id)
         report_events(self._client.http, self.id, [event], patience=LOG_PATIENCE_SECONDS)
 
+    def update(self, status: str | None = None) -> None:
+        """End it with this status, as a script may that no worker started. Raises FencedError where it has ended."""
+        if status is not None and status != self.status:
+            body = {"status": status, "exit_code": None, "reason": None}
+            self._client.http.request("POST", path_of("api", "runs", self.id, "finish"), json=body)
+            self.refresh()
+
     @property
     def events(self) -> list[Event]:
         """What it reported, oldest first."""

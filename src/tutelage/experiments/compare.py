@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tutelage.client.errors import JobFailed, ServerError
 from tutelage.config import TrainingConfig
 from tutelage.errors import (
     DataError,
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 FROM_THE_START = ("kl_vs_base", "delta_w_norm")
 """Curves of what a run measures against the weights it began with."""
 
+_GOES_ON = "what is done stays in {output}: the same command goes on from there; no report was written"
 ENVIRONMENT = ("versions", "hardware", "git_commit")
 """What the report says of where it was made, from a record such as `run.json`."""
 
@@ -60,8 +62,9 @@ def run_experiment(experiment: Experiment, output: Path, console: Console) -> Ex
 
     A run with a seed goes to `output/runs/<name>-seed<seed>-<hash of what it is>`, with stages a folder each; what is
     finished there is used again. A run that fails is reported, marked in the results and left out of every table;
-    TrainingError if none is left, and the errors of `check_experiment` before anything is done. Raises Interrupted on
-    ctrl-C: what is done stays, and the same command goes on from there.
+    TrainingError if none is left (JobFailed if their jobs failed), and the errors of `check_experiment` before anything
+    is done. Raises Interrupted on ctrl-C, and ServerError where the server of `run_on` is gone: what is done stays, and
+    the same command goes on from there.
     """
     planned = check_experiment(experiment, output)
     if (remark := unequal_passes(planned, experiment.stages)) is not None:
@@ -77,14 +80,15 @@ def _run_checked(experiment: Experiment, output: Path, console: Console) -> Expe
             models = comparison.models()
     except (KeyboardInterrupt, Interrupted) as stop:
         where = f"{str(stop).partition(';')[0]}; " if isinstance(stop, Interrupted) else "stopped; "
-        raise Interrupted(
-            f"{where}what is done stays in {output}: the same command goes on from there; no report was written"
-        ) from stop
+        raise Interrupted(f"{where}{_GOES_ON.format(output=output)}") from stop
+    except ServerError as gone:
+        raise type(gone)(f"{gone}; {_GOES_ON.format(output=output)}") from gone
     if not any(model.finished for model in models[1:]):
         reasons = "; ".join(
             f"{model.name} (seed {seed.seed}): {seed.error}" for model in models for seed in model.failed
         )
-        raise TrainingError(f"{output}: no run finished, so there is nothing to compare; {reasons}")
+        kind = JobFailed if comparison.jobs_failed else TrainingError
+        raise kind(f"{output}: no run finished, so there is nothing to compare; {reasons}")
     results = _results(experiment, comparison, models)
     console.print("writing results, figures and report", highlight=False)
     write_results(results, output)
@@ -100,8 +104,9 @@ class _Comparison:
         self.experiment, self.output, self.console = experiment, output, console
         self.evaluator = Evaluator(experiment, output / "evaluations", lambda text: self._say(f"  {text}"))
         self.base: Evaluated | None = None
+        self.jobs_failed = False
         self._number = 0
-        self._remote = RemoteRuns(self._say) if experiment.run_on is RunOn.SERVER else None
+        self._remote = RemoteRuns(self._say, experiment.scheduling) if experiment.run_on is RunOn.SERVER else None
 
     def models(self) -> list[ModelResult]:
         """The base, then every run."""
@@ -159,9 +164,10 @@ class _Comparison:
             identities = identities_of(self.experiment, chain)
             for number in range(len(chain)):
                 done.append(self._stage(name, seed, chain, number, done, label, identities[number]))
-        except Interrupted:
+        except (Interrupted, ServerError):
             raise
         except Exception as error:
+            self.jobs_failed |= isinstance(error, JobFailed)
             reason = str(error) if isinstance(error, TutelageError) else f"{type(error).__name__}: {error}"
             if self.experiment.stages:
                 reason = f"stage {self.experiment.stages[len(done)]}: {reason}"

@@ -5,7 +5,7 @@ Not here: what an entry of `evaluate` may be (`evaluation.suite`), what an optio
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -14,7 +14,8 @@ from tutelage.config.faults import checked
 from tutelage.data.jsonl import data_hash
 from tutelage.errors import ConfigError, nearest
 from tutelage.evaluation.suite import read_suite
-from tutelage.experiments.specification import Chain, Experiment, RunOn, Texts
+from tutelage.experiments.specification import Chain, Experiment, RunOn, Scheduling, Texts
+from tutelage.jobs.requirements import cloud_type_of, hardware_of
 from tutelage.monitoring import everyday_prompts, read_prompts
 
 MONITOR = {
@@ -54,6 +55,9 @@ class ExperimentFile(BaseModel):
     monitor: dict[str, Any] = {}
     drift: Drift = Drift()
     run_on: RunOn = RunOn.LOCAL
+    requires_vram_gb: Annotated[float, Field(ge=0)] | Literal["guess"] | None = None
+    allowed_hardware: list[str] | None = None
+    cloud_type: str | None = None
     title: str | None = None
     introduction: str = ""
     notes: list[str] = []
@@ -113,12 +117,25 @@ def load_experiment(path: Path) -> Experiment:
             drift_max_new_tokens=file.drift.max_new_tokens,
             evaluate_every=every,
             run_on=file.run_on,
+            scheduling=_scheduling(file, path),
             data=_hashes(runs, file, path.parent)
             | {name: sha for one in evaluations for name, sha in one.identity.get("sha256", {}).items()},
         )
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+
+
+def _scheduling(file: ExperimentFile, path: Path) -> Scheduling:
+    found = Scheduling(
+        requires_vram_gb=file.requires_vram_gb,
+        allowed_hardware=None if file.allowed_hardware is None else tuple(map(hardware_of, file.allowed_hardware)),
+        cloud_type=None if file.cloud_type is None else cloud_type_of(file.cloud_type).value,
+    )
+    if found.given() and file.run_on is not RunOn.SERVER:
+        name = next(iter(found.given()))
+        raise ConfigError(f"{path}: {name}: is for workers of a server; set run_on: server, or leave it out")
+    return found
 
 
 def _config(path: Path, name: str, seed: int, options: Mapping[str, Any], every: int | None) -> TrainingConfig:

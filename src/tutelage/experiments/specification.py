@@ -6,6 +6,7 @@ Not here: reading it from YAML (`loading.py`), running it (`compare.py`), what c
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, Literal
 
 from tutelage.config import TrainingConfig
 from tutelage.errors import ConfigError
@@ -52,6 +53,21 @@ class RunOn(str, Enum):
     SERVER = "server"
 
 
+@dataclass(frozen=True)
+class Scheduling:
+    """Which workers of a server may train the runs. None: as for any job of fine-tuning."""
+
+    requires_vram_gb: float | Literal["guess"] | None = None
+    allowed_hardware: tuple[str, ...] | None = None
+    cloud_type: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What is set, as `client.fine_tuning.create` takes it."""
+        hardware = {} if self.allowed_hardware is None else {"allowed_hardware": list(self.allowed_hardware)}
+        others = {"requires_vram_gb": self.requires_vram_gb, "cloud_type": self.cloud_type}
+        return hardware | {name: value for name, value in others.items() if value is not None}
+
+
 Chain = tuple[TrainingConfig, ...]
 """The config of a run, or several: each stage begins with the model the one before it left."""
 
@@ -76,6 +92,7 @@ class Experiment:
     drift_max_new_tokens: int = 48
     evaluate_every: int | None = None
     run_on: RunOn = RunOn.LOCAL
+    scheduling: Scheduling = Scheduling()
     data: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Who may do what: organisations, tokens with scopes, secrets for jobs. Not here: HTTP."""
 
+import contextlib
 import hashlib
 import secrets as random
 import time
@@ -14,7 +15,7 @@ from tutelage.errors import ConfigError, JobError, NotFoundError, StorageError, 
 from tutelage.jobs.database import Database
 from tutelage.jobs.plain_json import cleaned_text
 from tutelage.jobs.records import Scope, Token, moment
-from tutelage.jobs.rows import AnyRow, insert_new
+from tutelage.jobs.rows import AnyRow, insert_new, require_live_run
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import organizations, runs, secrets, tokens
 
@@ -105,7 +106,10 @@ class Access:
         expires_at: float | None = None,
         run_id: str | None = None,
     ) -> NewToken:
-        """A new token. Raises JobError where it has no scope or has expired already."""
+        """A new token. Raises JobError where it has no scope or has expired already.
+
+        run_id: the token goes with this run; raises NotFoundError and FencedError where there is none in progress.
+        """
         granted = [scope for scope in Scope if scope in set(scopes)]
         if not granted:
             raise JobError(f"token '{name}': give it a scope, one of {', '.join(scope.value for scope in Scope)}")
@@ -114,6 +118,8 @@ class Access:
         secret = PREFIX + random.token_urlsafe(32)
         identity = f"token-{random.token_hex(8)}"
         with self.database.writing() as connection:
+            if run_id is not None:
+                require_live_run(connection, organization, run_id)
             connection.execute(
                 insert(tokens).values(
                     id=identity,
@@ -164,13 +170,14 @@ class Access:
             if row.run_id is not None and not _is_live(connection, row.run_id):
                 return None
         if row.last_used_at is None or now - row.last_used_at > LAST_USED_EVERY_SECONDS:
-            with self.database.writing() as connection:
+            # Only for people to see: a full disk keeps nobody out who wants to look what to delete.
+            with contextlib.suppress(StorageError), self.database.writing() as connection:
                 connection.execute(update(tokens).where(tokens.c.id == row.id).values(last_used_at=now))
         scopes = frozenset(Scope(scope) for scope in row.scopes)
         return Principal(row.organization_id, scopes, row.id, row.run_id)
 
     def forget_run_tokens(self, run_id: str) -> None:
-        """The tokens of a run that has ended are of no use any more."""
+        """Nobody gets in with the tokens of a run any more. Ending a run does that already."""
         with self.database.writing() as connection:
             connection.execute(delete(tokens).where(tokens.c.run_id == run_id))
 

@@ -1,13 +1,13 @@
 """Which pending job a worker gets: what fits it, oldest first, and a little out of turn where it has the model.
 
-Not here: what a claim writes (`queue.py`).
+Not here: what a claim writes, and why it is atomic (`queue.py`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select, update
 
 from tutelage.jobs.requirements import Offer, Requirement, misfits
 from tutelage.jobs.rows import AnyRow, insert_new
@@ -16,6 +16,9 @@ from tutelage.jobs.tables import jobs, requirements
 
 WINDOW = 64
 """Jobs, oldest first, among which a worker looks for one whose model it has."""
+PENDING = literal(JobStatus.PENDING.value, literal_execute=True)
+"""In the text of a query: with a parameter in its place, a plan that PostgreSQL keeps cannot use the index of what
+waits."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def fitting_requirements(connection: Connection, organization: str, offer: Offer
         .where(
             jobs.c.organization_id == organization,
             jobs.c.requirement_id == requirements.c.id,
-            jobs.c.status == JobStatus.PENDING.value,
+            jobs.c.status == PENDING,
         )
         .limit(1)
         .scalar_subquery()
@@ -98,7 +101,7 @@ def end_of_queue(connection: Connection, organization: str) -> int:
 def _waits(organization: str, fitting: Sequence[str]) -> ColumnElement[bool]:
     return and_(
         jobs.c.organization_id == organization,
-        jobs.c.status == JobStatus.PENDING.value,
+        jobs.c.status == PENDING,
         jobs.c.requirement_id.in_(fitting),
         # Restarted while its canceled process is still there: not yet.
         jobs.c.run_id.is_(None),

@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, NoSuchModuleError, SQLAlchemyError
 
 from tutelage.errors import ConfigError, JobError, StorageError
+from tutelage.jobs.addresses import shown
 
 BUSY_SECONDS = 60
 """How long a write of one process waits for that of another, on SQLite."""
@@ -98,7 +99,11 @@ class Database:
         self.engine.dispose()
 
     def __str__(self) -> str:
-        return self.url.render_as_string(hide_password=True)
+        return _shown(self.url)
+
+
+def _shown(url: URL) -> str:
+    return url.set(query={}).render_as_string(hide_password=True)  # a password may stand in the query too
 
 
 def _alembic() -> Config:
@@ -112,8 +117,10 @@ def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise ConfigError(f"database: '{url}' is not an address; write sqlite:///path or postgresql://…") from error
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise ConfigError(
+            f"database: '{shown(url)}' is not an address; write sqlite:///path or postgresql://…"
+        ) from None  # the cause holds the password as it is
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
@@ -160,5 +167,4 @@ def _translated(url: URL) -> Generator[None, None, None]:
         ) from error
     except SQLAlchemyError as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()
-        where = url.render_as_string(hide_password=True)
-        raise StorageError(f"{where}: {cause[0] if cause else type(error).__name__}") from error
+        raise StorageError(f"{_shown(url)}: {cause[0] if cause else type(error).__name__}") from error

@@ -13,13 +13,13 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from tutelage.errors import JobError
 from tutelage.jobs.database import Database
+from tutelage.jobs.newest_values import merged
 from tutelage.jobs.plain_json import cleaned, cleaned_text
 from tutelage.jobs.records import Event, Series
 from tutelage.jobs.rows import AnyRow, event_of, insert_new, require_job, require_live_run, require_run
 from tutelage.jobs.tables import events, runs
 
 MAX_EVENT_BYTES = 256 * 1024
-MAX_LATEST_FIELDS = 2000
 MAX_CLIENT_ID = 200
 
 
@@ -101,12 +101,8 @@ class EventLog:
             if run_id is not None:
                 return dict(require_run(connection, organization, run_id).latest)
             require_job(connection, organization, job_id or "")
-            newest: dict[str, Any] = {}
-            for latest in connection.execute(
-                select(runs.c.latest).where(runs.c.job_id == job_id).order_by(runs.c.created_at, runs.c.attempt)
-            ).scalars():
-                newest |= latest
-            return newest
+            query = select(runs.c.latest).where(runs.c.job_id == job_id).order_by(runs.c.created_at, runs.c.attempt)
+            return merged({}, connection.execute(query).scalars())
 
     def series(self, organization: str, run_id: str, *, points: int = 500) -> list[Series]:
         """Every numeric field over `step`, thinned to about `points` events a tag. Raises NotFoundError.
@@ -132,16 +128,6 @@ class EventLog:
                 .order_by(events.c.id)
             ).all()
         return _series_of(rows)
-
-
-def merged(latest: Mapping[str, Any], data: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The newest value of each field: those of later events win, null never does."""
-    newest = dict(latest)
-    for fields in data:
-        for name, value in fields.items():
-            if value is not None and (name in newest or len(newest) < MAX_LATEST_FIELDS):
-                newest[name] = value
-    return newest
 
 
 def _row(run_id: str, event: NewEvent) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from tutelage.jobs.rows import AnyRow, job_columns, job_of, offer_of, require_jo
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import jobs, runs, workers
 
+TRAINING_KINDS = ("fine_tuning", "weighted_sft")
+"""Of jobs that leave a model."""
+
 
 @dataclass(frozen=True)
 class JobFilter:
@@ -93,6 +96,24 @@ class Listing:
         """One run. Raises NotFoundError."""
         with self.database.reading() as connection:
             return run_of(require_run(connection, organization, run_id))
+
+    def trained_as(self, organization: str, name: str) -> Job | None:
+        """The newest completed job whose model was to be called so (`finetuned_model_id`); None where none is.
+
+        A name that still has a place for the job's id is that of every job.
+        """
+        if "{job_id}" in name:
+            return None
+        query = job_columns().where(
+            jobs.c.organization_id == organization,
+            jobs.c.status == JobStatus.COMPLETED.value,
+            jobs.c.kind.in_(TRAINING_KINDS),
+            jobs.c.params["finetuned_model_id"].as_string() == name,
+        )
+        with self.database.reading() as connection:
+            newest = query.order_by(jobs.c.finished_at.desc(), jobs.c.id).limit(1)
+            row = connection.execute(newest).one_or_none()
+            return None if row is None else job_of(row)
 
     def runs(
         self,

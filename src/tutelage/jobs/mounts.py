@@ -11,7 +11,8 @@ MAX_PATH = 1024
 MAX_MOUNTS = 10_000
 MAX_PART = 255
 """Bytes of one name in a path, on every usual file system."""
-OF_THE_WORKER = ("params.json", "job.json", "uploads", "files")
+FILES_OF_THE_WORKER = ("params.json", "job.json")
+OF_THE_WORKER = (*FILES_OF_THE_WORKER, "uploads", "files")
 """What a run's folder holds anyway."""
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
@@ -39,8 +40,9 @@ def checked_mounts(mounts: Mapping[str, str]) -> dict[str, str]:
         raise JobError(f"mounted_files: {len(mounts)} are more than {MAX_MOUNTS}; mount an archive and unpack it")
     checked: dict[str, str] = {}
     for target, file_id in mounts.items():
-        path = checked_target(target).as_posix()
-        if path in OF_THE_WORKER:
+        parts = checked_target(target).parts
+        path = "/".join(parts)
+        if path in OF_THE_WORKER or parts[0] in FILES_OF_THE_WORKER:  # a file of that name can be no folder
             raise JobError(f"mount target '{path}': the worker puts its own there; rename the target")
         if not FILE_ID.fullmatch(file_id):
             raise JobError(f"mounted_files: '{file_id[:80]}' is not the id of a file; upload it first")

@@ -3,6 +3,9 @@
 A claim makes a run, whose id is the fencing token: while the run is in progress its worker may write, and after it
 was given up nobody may. Rows are locked in one order: job, run, worker. Not here: which job a worker gets
 (`choosing.py`), what a step changes (`steps.py`), listing (`listing.py`), events and logs, HTTP.
+
+A claim is several statements in one transaction, as atomic as one: SQLite has no other writer from its beginning on
+(BEGIN IMMEDIATE), PostgreSQL gives the row of a job to one transaction (FOR UPDATE SKIP LOCKED) and looks at it anew.
 """
 
 import math
@@ -13,9 +16,10 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from tutelage.errors import FencedError, JobError, NotFoundError
+from tutelage.errors import FencedError, JobError, NotFoundError, WorkerStoppedError
 from tutelage.jobs.choosing import choose
 from tutelage.jobs.database import Database
+from tutelage.jobs.identity import file_ids_in
 from tutelage.jobs.plain_json import cleaned, cleaned_text
 from tutelage.jobs.records import Claim, Job, Renewal, Run, Submission
 from tutelage.jobs.requirements import Requirement
@@ -92,16 +96,20 @@ class Queue:
         """The next job for a worker, as a run with this id; None where none fits.
 
         run_id: chosen by the worker, so that asking again after a lost answer gets the same job. Raises
-        NotFoundError for a worker that is not registered, FencedError where the run is not the worker's or has ended.
+        NotFoundError for a worker that is not registered, WorkerStoppedError for one that was stopped, FencedError
+        where the run is not the worker's or has ended.
         """
         with self.database.writing() as connection:
             now = time.time()
             worker = connection.execute(
                 select(workers).where(workers.c.id == worker_id, workers.c.organization_id == organization)
             ).one_or_none()
-            if worker is None or worker.stopped_at is not None:
-                raise NotFoundError(f"{worker_id}: there is no such worker, or it was stopped; register again")
-            again = connection.execute(select(runs).where(runs.c.id == run_id)).one_or_none()
+            if worker is None:
+                raise NotFoundError(f"{worker_id}: there is no such worker; register again")
+            if worker.stopped_at is not None:
+                raise _stopped(worker)
+            # Locked: nobody gives it up between this look and the renewal.
+            again = connection.execute(select(runs).where(runs.c.id == run_id).with_for_update()).one_or_none()
             if again is not None:
                 if again.worker_id != worker_id or again.status != JobStatus.IN_PROGRESS.value:
                     raise FencedError(f"{run_id}: this run is {again.status}; claim with a new id")
@@ -111,7 +119,11 @@ class Queue:
             values: dict[str, Any] = {"last_seen_at": now}
             if chosen is not None:
                 values["run_id"] = run_id
-            connection.execute(update(workers).where(workers.c.id == worker_id).values(values))
+            going_on = connection.execute(
+                update(workers).where(workers.c.id == worker_id, workers.c.stopped_at.is_(None)).values(values)
+            )
+            if going_on.rowcount == 0:  # stopped since it was read; whoever did that gives back what it had then
+                raise _stopped(connection.execute(select(workers).where(workers.c.id == worker_id)).one())
             if chosen is None:
                 return None
             change(
@@ -187,13 +199,14 @@ class Queue:
     def restart(self, organization: str, job_identity: str) -> Job:
         """Let a job that has ended wait again, at the end of the queue; one that waits or runs is left as it is.
 
-        Raises NotFoundError.
+        Raises NotFoundError, also for a file that it reads and that was deleted; JobError for a script.
         """
         with self.database.writing() as connection:
             job = require_job(connection, organization, job_identity, to_change=True)
             if job.kind == SCRIPT:
                 raise JobError(f"{job_identity}: a script runs where it was started; start it there again")
             if JobStatus(job.status).is_final:
+                require_files(connection, organization, file_ids_in(job.params) | set(job.mounted_files.values()))
                 queue_again(connection, job)
             return job_of(require_job(connection, organization, job_identity))
 
@@ -293,3 +306,7 @@ class Queue:
     def _claimed(self, connection: Connection, organization: str, job_identity: str, run: AnyRow) -> Claim:
         job = job_of(require_job(connection, organization, job_identity))
         return Claim(job=job, run_id=run.id, attempt=run.attempt, lease_seconds=self.lease_seconds)
+
+
+def _stopped(worker: AnyRow) -> WorkerStoppedError:
+    return WorkerStoppedError(f"{worker.id}: was stopped ({worker.reason}); it gets no more jobs, start another worker")

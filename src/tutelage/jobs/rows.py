@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from typing_extensions import Unpack
 
 from tutelage.errors import FencedError, NotFoundError
+from tutelage.jobs.newest_values import merged
 from tutelage.jobs.records import Event, Job, Run, StoredFile, Worker, moment
 from tutelage.jobs.requirements import Offer, Requirement
 from tutelage.jobs.status import JobStatus, require_transition
@@ -136,14 +137,22 @@ def require_files(connection: Connection, organization: str, file_ids: Collectio
     there = set(connection.execute(query.with_for_update(read=True)).scalars()) if file_ids else set[str]()
     missing = next((file_id for file_id in sorted(file_ids) if file_id not in there), None)
     if missing is not None:
-        raise NotFoundError(f"{missing[:80]}: there is no such file; list them with: tutelage files ls")
+        raise _no_file(missing)
 
 
-def require_run(connection: Connection, organization: str, run_id: str) -> AnyRow:
-    """The row of a run. Raises NotFoundError."""
-    row = connection.execute(
-        select(runs).where(runs.c.id == run_id, runs.c.organization_id == organization)
-    ).one_or_none()
+def require_file(connection: Connection, organization: str, file_id: str, *, to_change: bool = False) -> AnyRow:
+    """The row of a file, kept from others until the transaction ends if `to_change`. Raises NotFoundError."""
+    query = select(files).where(files.c.id == file_id, files.c.organization_id == organization)
+    row = connection.execute(query.with_for_update() if to_change else query).one_or_none()
+    if row is None:
+        raise _no_file(file_id)
+    return row
+
+
+def require_run(connection: Connection, organization: str, run_id: str, *, to_change: bool = False) -> AnyRow:
+    """The row of a run, kept from others until the transaction ends if `to_change`. Raises NotFoundError."""
+    query = select(runs).where(runs.c.id == run_id, runs.c.organization_id == organization)
+    row = connection.execute(query.with_for_update() if to_change else query).one_or_none()
     if row is None:
         raise NotFoundError(f"{run_id}: there is no such run; list those of a job with: tutelage jobs show JOB")
     return row
@@ -154,11 +163,7 @@ def require_live_run(connection: Connection, organization: str, run_id: str) -> 
 
     Raises NotFoundError, and FencedError where it has ended or was given up.
     """
-    row = connection.execute(
-        select(runs).where(runs.c.id == run_id, runs.c.organization_id == organization).with_for_update()
-    ).one_or_none()
-    if row is None:
-        raise NotFoundError(f"{run_id}: there is no such run; list those of a job with: tutelage jobs show JOB")
+    row = require_run(connection, organization, run_id, to_change=True)
     if row.status != JobStatus.IN_PROGRESS.value:
         raise FencedError(f"{run_id}: the run is {row.status} ({row.reason or 'it ended'}); stop it, nothing is taken")
     return row
@@ -167,10 +172,7 @@ def require_live_run(connection: Connection, organization: str, run_id: str) -> 
 def outputs_of(connection: Connection, job: AnyRow) -> dict[str, Any]:
     """The newest value of each field that the runs of a job reported since it was last submitted or restarted."""
     query = select(runs.c.latest).where(runs.c.job_id == job.id, runs.c.created_at >= job.queued_at)
-    outputs: dict[str, Any] = {}
-    for latest in connection.execute(query.order_by(runs.c.created_at, runs.c.attempt)).scalars():
-        outputs |= latest
-    return outputs
+    return merged({}, connection.execute(query.order_by(runs.c.created_at, runs.c.attempt)).scalars())
 
 
 def change(connection: Connection, job: AnyRow, *, status: JobStatus | None = None, **values: Any) -> None:
@@ -185,3 +187,7 @@ def insert_new(connection: Connection, table: Table) -> "sqlite.Insert | postgre
     """An insert that leaves alone what has the same key already."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     return insert(table).on_conflict_do_nothing()
+
+
+def _no_file(file_id: str) -> NotFoundError:
+    return NotFoundError(f"{file_id[:80]}: there is no such file; list them with: tutelage files ls")

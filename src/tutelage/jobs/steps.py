@@ -3,13 +3,14 @@
 import time
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from tutelage.jobs.choosing import end_of_queue, kept_requirement
+from tutelage.jobs.newest_values import merged
 from tutelage.jobs.records import Submission
 from tutelage.jobs.rows import AnyRow, change, outputs_of
 from tutelage.jobs.status import JobStatus
-from tutelage.jobs.tables import jobs, runs, workers
+from tutelage.jobs.tables import jobs, runs, tokens, workers
 
 
 def values_of_job(
@@ -120,6 +121,8 @@ def end_run(
             lease_until=None,
         )
     )
+    # Those its job was given, one with every answer to the claim: nobody gets in with them any more.
+    connection.execute(delete(tokens).where(tokens.c.run_id == run.id))
     connection.execute(
         update(workers).where(workers.c.id == run.worker_id, workers.c.run_id == run.id).values(run_id=None)
     )
@@ -129,5 +132,5 @@ def end_run(
     if given_back and wanted:
         changes["attempts"] = job.attempts - 1  # its worker was asked to stop: that was no attempt
     if job.status == JobStatus.CANCELED.value or (wanted and status.is_final):
-        changes |= {"outputs": outputs_of(connection, job) | run.latest, "finished_at": now}
+        changes |= {"outputs": merged(outputs_of(connection, job), [run.latest]), "finished_at": now}
     change(connection, job, **changes)

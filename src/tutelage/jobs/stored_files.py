@@ -16,13 +16,13 @@ from typing import IO, Any
 from sqlalchemy import Connection, String, delete, exists, func, insert, or_, select
 from sqlalchemy import cast as sql_cast
 
-from tutelage.errors import ConfigError, ContentGoneError, JobError, NotFoundError, StorageError, TooLargeError
+from tutelage.errors import ContentGoneError, JobError, StorageError, TooLargeError
 from tutelage.jobs.database import Database
-from tutelage.jobs.file_systems import LocalFileSystem, open_store
+from tutelage.jobs.file_systems import LocalFileSystem, cannot_open, open_store
 from tutelage.jobs.identity import FileHash
 from tutelage.jobs.plain_json import cleaned_text
 from tutelage.jobs.records import StoredFile
-from tutelage.jobs.rows import AnyRow, file_of
+from tutelage.jobs.rows import file_of, require_file
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import files, jobs
 
@@ -81,14 +81,12 @@ class FileStore:
         self.database = database
         self.folder = folder
         self.max_bytes = max_bytes
+        self._store, self._root = open_store(url)
         try:
-            self._store, self._root = open_store(url)
             self._store.makedirs(self._root, exist_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
-        except (ImportError, ValueError, OSError) as error:
-            raise ConfigError(
-                f"files: '{url}' cannot be opened ({error}); give a folder or a store fsspec knows"
-            ) from error
+        except OSError as error:
+            raise cannot_open(url, error) from error
 
     @contextlib.contextmanager
     def upload(self, organization: str, suffix: str = "") -> Generator[Upload, None, None]:
@@ -141,7 +139,7 @@ class FileStore:
     def get(self, organization: str, file_id: str) -> StoredFile:
         """Raises NotFoundError."""
         with self.database.reading() as connection:
-            return file_of(_require(connection, organization, file_id))
+            return file_of(require_file(connection, organization, file_id))
 
     def list(
         self,
@@ -158,7 +156,7 @@ class FileStore:
             query = query.where(files.c.purpose.in_(purposes))
         with self.database.reading() as connection:
             if after is not None:
-                last = _require(connection, organization, after)
+                last = require_file(connection, organization, after)
                 place = (files.c.created_at > last.created_at) if ascending else (files.c.created_at < last.created_at)
                 same = (files.c.id > last.id) if ascending else (files.c.id < last.id)
                 query = query.where(or_(place, (files.c.created_at == last.created_at) & same))
@@ -170,7 +168,7 @@ class FileStore:
     def open(self, organization: str, file_id: str) -> Generator[tuple[StoredFile, Iterator[bytes]], None, None]:
         """A file and its bytes, part by part. Raises NotFoundError, StorageError where its content is gone."""
         with self.database.reading() as connection:
-            row = _require(connection, organization, file_id)
+            row = require_file(connection, organization, file_id)
         try:
             with self._store.open(self._path(row.content_hash), "rb") as content:
                 yield file_of(row), iter(lambda: content.read(PART_BYTES), b"")
@@ -183,7 +181,8 @@ class FileStore:
         Raises NotFoundError, and JobError where a job that is not done needs it.
         """
         with self.database.writing() as connection:
-            row = _require(connection, organization, file_id)
+            # Locked before jobs are looked at: who submits one that reads it either came before, or finds it gone.
+            row = require_file(connection, organization, file_id, to_change=True)
             self._alone_with(connection, row.content_hash)
             needed = connection.execute(
                 select(jobs.c.id)
@@ -216,7 +215,7 @@ class FileStore:
         # Under another name first: whoever looks sees the whole file or none.
         unfinished = f"{path}.{secrets.token_hex(8)}"
         try:
-            if self._store.exists(path) and self._store.size(path) == upload.bytes:
+            if self._size(path) == upload.bytes:
                 return
             self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._store.put_file(str(upload.path), unfinished)
@@ -228,6 +227,13 @@ class FileStore:
             raise StorageError(
                 f"{self._root}: cannot be written ({error.strerror or error}); free space there"
             ) from error
+
+    def _size(self, path: str) -> int | None:
+        """None where nothing is there. One look: between two, others may delete it."""
+        try:
+            return int(self._store.info(path)["size"])
+        except FileNotFoundError:
+            return None
 
     def _on_the_disk(self, path: str) -> None:
         """A record of a file outlives a power cut; so must its bytes. Other stores acknowledge when they have them."""
@@ -247,12 +253,3 @@ class FileStore:
 
 def _mentions(column: Any, file_id: str) -> Any:
     return sql_cast(column, String).contains(file_id, autoescape=True)
-
-
-def _require(connection: Connection, organization: str, file_id: str) -> AnyRow:
-    row = connection.execute(
-        select(files).where(files.c.id == file_id, files.c.organization_id == organization)
-    ).one_or_none()
-    if row is None:
-        raise NotFoundError(f"{file_id[:80]}: there is no such file; list them with: tutelage files ls")
-    return row

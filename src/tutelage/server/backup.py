@@ -27,7 +27,7 @@ from tutelage.files import only_process_in
 from tutelage.jobs.database import Database
 from tutelage.jobs.file_systems import open_store
 from tutelage.jobs.tables import files, metadata
-from tutelage.server.settings import ServerSettings, secret_key
+from tutelage.server.settings import KEY_VARIABLE, ServerSettings, secret_key
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -43,7 +43,7 @@ _CONTENT = re.compile(r"^files/([0-9a-f]{64})$")
 
 @dataclass(frozen=True)
 class Copied:
-    """What went into an archive, or came out of it. missing: contents that were deleted while it was made."""
+    """What went into an archive, or came out of it. missing: contents that the store does not have (any more)."""
 
     rows: int
     contents: int
@@ -52,9 +52,16 @@ class Copied:
 
 
 def back_up(settings: ServerSettings, archive: Path) -> Copied:
-    """Write everything into a new archive. Raises OutputError where it cannot be written, StorageError, ConfigError."""
+    """Write everything into a new archive.
+
+    Raises OutputError where it cannot be written, StorageError, ConfigError for a home or a store of no server.
+    """
     if settings.is_embedded and not (settings.home / "tutelage.db").is_file():
         raise ConfigError(f"{settings.home}: there is no tutelage.db in it; give the --home of a server")
+    # Not made here: a new key would open none of the secrets in the records.
+    if not os.environ.get(KEY_VARIABLE) and not (settings.home / KEY).is_file():
+        raise ConfigError(f"{settings.home}: there is no {KEY} in it; give the --home of the server, or {KEY_VARIABLE}")
+    _require_new(archive)
     database = Database(settings.database_url)
     unfinished = archive.with_name(f".{archive.name}.{os.getpid()}")
     try:
@@ -62,8 +69,7 @@ def back_up(settings: ServerSettings, archive: Path) -> Copied:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
             copied = _write(settings, database, tar)
-        if archive.exists():
-            raise OutputError(f"{archive}: is there already; choose another name")
+        _require_new(archive)  # hours may have passed
         unfinished.replace(archive)
     except OSError as error:
         raise OutputError(
@@ -73,6 +79,11 @@ def back_up(settings: ServerSettings, archive: Path) -> Copied:
         unfinished.unlink(missing_ok=True)
         database.close()
     return copied
+
+
+def _require_new(archive: Path) -> None:
+    if archive.exists():
+        raise OutputError(f"{archive}: is there already; choose another name")
 
 
 def restore(settings: ServerSettings, archive: Path) -> Copied:
@@ -123,20 +134,25 @@ def _write(settings: ServerSettings, database: Database, tar: tarfile.TarFile) -
                 for row in found:
                     spool.write(_as_json(dict(row._mapping)) + b"\n")
                     rows += 1
-                _add_file(tar, f"records/{table.name}.jsonl", spool)
+                length = spool.tell()
+                spool.seek(0)
+                _add_file(tar, f"records/{table.name}.jsonl", spool, length)
         for row in connection.execute(select(files.c.content_hash, files.c.bytes)):
             wanted[row.content_hash] = row.bytes
     _add(tar, KEY, secret_key(settings.home))
     store, root = open_store(settings.files_url)
     contents, size, missing = 0, 0, 0
     for content_hash, length in wanted.items():
+        path = f"{root}/{content_hash[:2]}/{content_hash}"
         try:
-            with store.open(f"{root}/{content_hash[:2]}/{content_hash}", "rb") as content:
-                _add_file(tar, f"files/{content_hash}", content, length)
+            with store.open(path, "rb") as content:
+                _add_file(tar, f"files/{content_hash}", _Whole(content, path), length)
         except FileNotFoundError:
             missing += 1
             continue
         contents, size = contents + 1, size + length
+    if missing and not contents:
+        raise ConfigError(f"{settings.files_url}: holds none of the {missing} files; give the --files of the server")
     _add(tar, END, json.dumps({"rows": rows, "contents": contents}).encode())
     return Copied(rows, contents, size, missing)
 
@@ -171,7 +187,7 @@ class _Restoring:
             elif member.name == KEY:
                 self._key(content.read(1024))
             elif member.name == END:
-                ended = json.loads(content.read(1024)) == {"rows": self.rows, "contents": self.contents}
+                ended = _parsed(content) == {"rows": self.rows, "contents": self.contents}
             else:
                 raise DataError(f"{self.archive}: '{member.name[:80]}' in it is not known; this is no backup")
         if not ended:
@@ -182,10 +198,7 @@ class _Restoring:
 
     def _manifest(self, tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> dict[str, Any]:
         content = tar.extractfile(member) if member is not None and member.isreg() and member.name == MANIFEST else None
-        try:
-            manifest = json.loads(content.read(PART_BYTES)) if content is not None else None
-        except ValueError:
-            manifest = None
+        manifest = _parsed(content) if content is not None else None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise DataError(f"{self.archive}: is no backup of this version of tutelage; make one with: tutelage backup")
         return manifest
@@ -254,6 +267,32 @@ class _Restoring:
                 )
 
 
+class _Whole:
+    """A content as it is read into an archive. Raises StorageError where it ends too soon, as after a crash."""
+
+    def __init__(self, content: IO[bytes], place: str) -> None:
+        self._content = content
+        self._place = place
+
+    def read(self, size: int) -> bytes:
+        """As much as is asked for: no more than was recorded is."""
+        part = b""
+        while len(part) < size:
+            more = self._content.read(size - len(part))
+            if not more:
+                raise StorageError(f"{self._place}: is shorter than was recorded; bring it back, or delete it there")
+            part += more
+        return part
+
+
+def _parsed(content: IO[bytes]) -> Any:
+    """The JSON of a small member; None for what is none."""
+    try:
+        return json.loads(content.read(PART_BYTES))
+    except ValueError:
+        return None
+
+
 def _as_json(row: dict[str, Any]) -> bytes:
     return json.dumps(
         {name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in row.items()}
@@ -271,10 +310,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     _add_file(tar, name, io.BytesIO(content), len(content))
 
 
-def _add_file(tar: tarfile.TarFile, name: str, content: IO[bytes], size: int | None = None) -> None:
-    if size is None:
-        size = content.tell()
-        content.seek(0)
+def _add_file(tar: tarfile.TarFile, name: str, content: "IO[bytes] | _Whole", size: int) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = size, 0o600, int(time.time())
-    tar.addfile(member, content)
+    tar.addfile(member, content)  # pyright: ignore[reportArgumentType] - it only reads

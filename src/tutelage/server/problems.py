@@ -1,13 +1,16 @@
 """Errors as JSON, in the form OpenAI's endpoints have: one sentence, a type, a code. Never a traceback."""
 
 import logging
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
+import tutelage
 from tutelage.errors import (
     ContentGoneError,
     FencedError,
@@ -36,6 +39,7 @@ HEADERS = (
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
 )
 """Of every answer."""
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 MAX_MESSAGE = 10_000
 CODES = ((FencedError, "fenced"), (WorkerStoppedError, "stopped"), (NotServedError, "model_not_served"))
 """For programs, which read no sentences."""
@@ -110,14 +114,31 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers) if error.headers else None
-    return problem(error.status_code, str(error.detail), headers=headers)
+    sentence = str(error.detail)
+    if error.status_code in (404, 405) and sentence == HTTPStatus(error.status_code).phrase:  # no route, none of ours
+        sentence = f"{request.method} {request.url.path[:200]}: {_not_known_here()}"
+    if error.status_code == 405 and (methods := _methods(request)):
+        headers = (headers or {}) | {"Allow": ", ".join(methods)}
+    return problem(error.status_code, sentence, headers=headers)
+
+
+def _not_known_here() -> str:
+    return f"not known to this server, tutelage {tutelage.__version__}; a client of another version? update the older"
+
+
+def _methods(request: Request) -> list[str]:
+    """Those that a route of ours takes on this path; the framework names those of the first route."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    asked = [(method, {**request.scope, "method": method}) for method in METHODS]
+    return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    message = f"{place or 'the request'}: {first['msg']}"
+    wrong = _not_known_here() if first["type"] == "extra_forbidden" else first["msg"]
+    message = f"{place or 'the request'}: {wrong}"
     return problem(400, message, param=place or None)
 
 

@@ -48,8 +48,13 @@ class ServerSettings:
 
     @property
     def is_embedded(self) -> bool:
-        """Everything is in the home folder, on this machine."""
+        """The records are in the home folder: one process works there."""
         return self.database is None
+
+    @property
+    def keeps_files_here(self) -> bool:
+        """Contents of files are in a folder, not in a store that others have as well."""
+        return "://" not in self.files_url or self.files_url.startswith("file://")
 
     @property
     def is_loopback(self) -> bool:
@@ -59,7 +64,7 @@ class ServerSettings:
     @property
     def open_on_loopback(self) -> bool:
         """Whether who comes from this machine needs no token."""
-        return self.is_embedded and self.is_loopback and not self.require_tokens
+        return self.is_embedded and self.keeps_files_here and self.is_loopback and not self.require_tokens
 
 
 def is_loopback(host: str) -> bool:

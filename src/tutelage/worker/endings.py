@@ -53,8 +53,7 @@ def ending_of_process(process: GuardedProcess, folder: Path, masker: StreamMaske
     code = process.exit_code
     if code == 0:
         return Ending(JobStatus.COMPLETED, exit_code=0)
-    said = _last_words(folder / ERROR_FILE)
-    return Ending(JobStatus.FAILED, masker.mask(said) if said else reason_of(code or 0), code)
+    return Ending(JobStatus.FAILED, _last_words(folder / ERROR_FILE, masker) or reason_of(code or 0), code)
 
 
 def reason_of(exit_code: int) -> str:
@@ -74,13 +73,16 @@ def _named(number: int) -> str:
     return f"{number} ({name}; out of memory?)" if number == signal.SIGKILL else f"{number} ({name})"
 
 
-def _last_words(path: Path) -> str:
-    """The first lines of the file; nothing where there is none, or it is no regular file."""
+def _last_words(path: Path, masker: StreamMasker) -> str:
+    """The first lines of the file on one; nothing where there is none, or it is no regular file."""
     try:
         if path.is_symlink() or not path.is_file():
             return ""
         with path.open("rb") as file:
             content = file.read(4 * MAX_REASON)
+            is_all = not file.read(1)
     except OSError:
         return ""
-    return " ".join(content.decode(errors="replace").split())[:MAX_REASON]
+    # Masked before lines are joined and the end is cut: a secret may have line ends, and lie across the cut.
+    masked = masker.feed(content) + (masker.end() if is_all else b"")
+    return " ".join(masked.decode(errors="replace").split())[:MAX_REASON]

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -34,6 +35,8 @@ FAULTS_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """Everything else that keeps a file from being written comes of the name that a job chose for it."""
 PRIVATE_VARIABLES = ("TUTELAGE_SECRET_KEY", "TUTELAGE_DATABASE", "TUTELAGE_FILES")
 """Of a server that started this worker: no job has business with them."""
+WITHOUT_LOCK_SECONDS = 600.0
+"""A run's folder that has been without its lock for so long is nobody's: both ways it takes moments."""
 _ENDING = re.compile(r"(?:\.[A-Za-z0-9]{1,10})?\.[A-Za-z0-9]{1,10}$")
 _LOCK = ".lock"
 
@@ -53,8 +56,10 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             self.job.mkdir(parents=True)
             (self.job / "uploads").mkdir()
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            unnamed = self.path / f"{_LOCK}.new"
+            self._lock = os.open(unnamed, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(self.path / _LOCK)  # under its name nobody ever sees it open to others
         except OSError as error:
             raise OutputError(
                 f"{self.path}: cannot be made ({error.strerror}); free space there or give the worker another --folder"
@@ -75,7 +80,10 @@ def remove_left_behind(folder: Path) -> None:
     for path in (folder / "runs").glob("run-*"):
         try:
             lock = os.open(path / _LOCK, os.O_RDWR)
-        except OSError:  # it is being made or removed
+        except OSError:  # it is being made or removed, unless whoever did that was killed
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > WITHOUT_LOCK_SECONDS:
+                    remove(path)
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,10 +98,11 @@ def remove(path: Path) -> None:
     """All of a folder, also where a job took away the right to look into a part of it."""
     shutil.rmtree(path, ignore_errors=True)
     for folder, _, _ in os.walk(path):  # from the top down: what was closed is open when its turn comes
-        for below in Path(folder).iterdir():
-            if below.is_dir() and not below.is_symlink():
-                with suppress(OSError):  # it belongs to another user, as containers leave them
-                    below.chmod(0o700)
+        with suppress(OSError):  # it belongs to another user, as containers leave them
+            for below in Path(folder).iterdir():
+                if below.is_dir() and not below.is_symlink():
+                    with suppress(OSError):
+                        below.chmod(0o700)
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -159,7 +168,8 @@ def fill(folder: Path, claim: ClaimedJob, api: WorkerApi, cache: Path, check: Ca
     _for_each(places.items(), fetch)
     check()
     params = cast("dict[str, Any]", replaced(job.params, paths))
-    params = resolve_models(api, params, cache, MODEL_FIELDS.get(job.kind, ()))
+    params = resolve_models(api, params, cache, MODEL_FIELDS.get(job.kind, ()), check)
+    check()
     for name, content in (("params.json", params), ("job.json", json.loads(json.dumps(asdict(job), default=_plain)))):
         write_json(folder / name, content)
 

@@ -110,7 +110,7 @@ class JobRun:
     def _in_folder(self) -> Ending:
         folder = RunFolder(self._settings.folder, self.claim.run_id)
         try:
-            log = RunLog(folder.log, self._secrets, self._settings.log_limit, self.signals)
+            log = RunLog(folder.log, self._secrets, self._settings.log_limits, self.signals)
             sender = LogSender(
                 self._around.api,
                 self.claim.run_id,
@@ -136,7 +136,7 @@ class JobRun:
         self._around.check_health()
         command = command_of(self.claim)
         filling = self._task(
-            lambda: fill(folder, self.claim, self._api, self._settings.folder, self.signals.check), "fill-folder"
+            lambda: fill(folder, self.claim, self._api, self._settings.folder, self.signals.check_wanted), "fill-folder"
         )
         # A lease that is not held, since the server is away, may be given to somebody else.
         self.signals.wait(lambda: (filling.done and self._keeper.is_held) or self._is_interrupted)

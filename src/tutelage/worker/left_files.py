@@ -14,23 +14,33 @@ PURPOSE = "result"
 
 
 def left_in(uploads: Path, say: Callable[[str], None]) -> Iterator[Path]:
-    """Regular files in the folder and below, by name. Links are left out, wherever they lead: `say` is told."""
+    """Regular files in the folder and below, by name. Links are left out, wherever they lead: `say` is told.
+
+    Raises DataError behind the last one where a folder cannot be looked into: what is in it would be lost unseen.
+    """
     if uploads.is_symlink():
         say("uploads is a link: nothing in it is uploaded; make it a folder")
         return
-    for folder, folders, names in os.walk(uploads):
+    if not uploads.is_dir():
+        return
+    closed: list[OSError] = []
+    for folder, folders, names in os.walk(uploads, onerror=closed.append):
         folders.sort()
-        for name in list(folders):
-            if Path(folder, name).is_symlink():
-                say(f"{Path(folder, name).relative_to(uploads.parent)} is a link: it is not uploaded; copy what it is")
-        for name in sorted(names):
+        for name in [*folders, *sorted(names)]:
             path = Path(folder, name)
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except OSError as error:  # a folder that shows names and nothing else
+                closed.append(error)
+                continue
             if stat.S_ISREG(mode):
                 yield path
-            else:
+            elif not stat.S_ISDIR(mode):
                 what = "a link" if stat.S_ISLNK(mode) else "no regular file"
                 say(f"{path.relative_to(uploads.parent)} is {what}: it is not uploaded; copy what it is")
+    if closed:
+        name = Path(os.fsdecode(closed[0].filename)).relative_to(uploads.parent)
+        raise DataError(f"{name}: cannot be read ({closed[0].strerror}); leave what the worker's user may read")
 
 
 def upload_left(

@@ -7,7 +7,7 @@ from tutelage.jobs.masks import MASK, maskable
 
 
 class StreamMasker:
-    """Replaces secrets in bytes that come part by part. Together, the parts are `mask` of the whole.
+    """Replaces secrets in bytes that come part by part. Together, the parts are what the whole would give.
 
     What could be the beginning of a secret is held back until it is known.
     """
@@ -38,10 +38,6 @@ class StreamMasker:
         """What was held back: nothing comes any more."""
         held, self._held = self._held, b""
         return held if self._any is None else self._any.sub(MASK.encode(), held)
-
-    def mask(self, text: str) -> str:
-        """A whole text."""
-        return text if self._any is None else self._any.sub(MASK.encode(), text.encode(errors="replace")).decode()
 
     def _beginning_of_a_secret(self, text: bytes, at: int) -> int:
         """The first place from `at` on where the text ends as some secret begins; its length where there is none."""

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, cast
@@ -82,14 +82,19 @@ class ModelReference:
 
 
 def resolve_models(
-    api: ModelFiles, params: Mapping[str, Any], cache_folder: Path, model_fields: Sequence[str]
+    api: ModelFiles,
+    params: Mapping[str, Any],
+    cache_folder: Path,
+    model_fields: Sequence[str],
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The options with every reference to a job's model as a folder under `cache_folder/models`, fetched if needed.
 
-    model_fields: of `MODEL_FIELDS`. Names of the Hub stay as they are, folders of this machine become absolute.
+    model_fields: of `MODEL_FIELDS`. check: called before each download; what it raises ends this. Names of the Hub stay
+    as they are, folders of this machine become absolute.
     Raises ModelError for a job that is not there or left no such model, OutputError for the cache.
     """
-    cache = ModelCache(api, cache_folder / "models")
+    cache = ModelCache(api, cache_folder / "models", check)
     resolved = dict(params)
     for name in model_fields:
         value = resolved.get(name)
@@ -101,11 +106,15 @@ def resolve_models(
 
 
 class ModelCache:
-    """Models of jobs in a folder that several workers may share. Each is there whole or not at all."""
+    """Models of jobs in a folder that several workers may share. Each is there whole or not at all.
 
-    def __init__(self, api: ModelFiles, folder: Path) -> None:
+    check: called before each download; what it raises ends it.
+    """
+
+    def __init__(self, api: ModelFiles, folder: Path, check: Callable[[], None] = lambda: None) -> None:
         self._api = api
         self._folder = folder
+        self._check = check
         self._fetching: set[ModelReference] = set()
 
     def resolve(self, name: str) -> str:
@@ -113,8 +122,8 @@ class ModelCache:
         reference = ModelReference.parsed(name)
         if reference is not None:
             return str(self.fetch(reference))
-        path = Path(name).expanduser()
-        with contextlib.suppress(OSError):  # a name too long for a path is none
+        with contextlib.suppress(OSError, RuntimeError):  # too long for a path, in the home of nobody: a name, no path
+            path = Path(name).expanduser()
             if path.exists():
                 return str(path.absolute())
         return name
@@ -170,6 +179,7 @@ class ModelCache:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             for path, file_id in files.items():
+                self._check()
                 place = place_in(unfinished, path)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 self._api.download(file_id, place)

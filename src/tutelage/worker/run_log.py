@@ -15,6 +15,7 @@ from tutelage.client.errors import AccessError, ServerError
 from tutelage.client.worker_api import WorkerApi
 from tutelage.errors import FencedError, NotFoundError, OutputError, TutelageError
 from tutelage.worker.masking import StreamMasker
+from tutelage.worker.settings import LogLimits
 from tutelage.worker.signals import RunSignals
 
 SEND_EVERY_SECONDS = 0.2
@@ -27,14 +28,18 @@ STOP_SECONDS = 1.0
 
 
 class RunLog:
-    """The log of one run, in a file. changed: called whenever there is more. Raises OutputError."""
+    """The log of one run, in a file: its beginning, and of what is beyond that the newest bytes, which are sent last.
 
-    def __init__(self, path: Path, secrets: Iterable[str], limit: int, signals: RunSignals) -> None:
+    size: of what may be sent. Raises OutputError.
+    """
+
+    def __init__(self, path: Path, secrets: Iterable[str], limits: LogLimits, signals: RunSignals) -> None:
         self.size = 0
         self.complete = False
         """Nothing comes any more."""
-        self._limit = limit
-        self._dropped = 0
+        self._limits = limits
+        self._beyond = 0
+        """Bytes that came after the beginning; the newest of them are in a ring behind it in the file."""
         self._ends_line = True
         self._masker = StreamMasker(secrets)
         self._signals = signals
@@ -54,9 +59,9 @@ class RunLog:
         return writing
 
     def say(self, text: str) -> None:
-        """A line of the worker's own, beyond any limit."""
+        """A line of the worker's own."""
         with self._lock:
-            self._write(("" if self._ends_line else "\n").encode() + f"tutelage: {text}\n".encode(errors="replace"))
+            self._take(self._own_line(text))
 
     def finish_reading(self) -> None:
         """The process is gone: take in the rest of what it printed."""
@@ -68,19 +73,23 @@ class RunLog:
     def close(self) -> None:
         """Nothing comes any more."""
         self.finish_reading()
-        if self._dropped:
-            self.say(f"{self._dropped} more bytes were printed and dropped: the log had reached its limit")
-        self.complete = True
+        with self._lock:
+            self._append_end()
+            self.complete = True
         self._signals.tell()
 
     def part(self, start: int) -> bytes:
-        """Up to PART_BYTES from an offset on."""
-        return os.pread(self._descriptor, PART_BYTES, start)
+        """Up to PART_BYTES from an offset on; nothing once it is removed."""
+        with self._lock:
+            if self._descriptor < 0:
+                return b""
+            return os.pread(self._descriptor, min(PART_BYTES, self.size - start), start)
 
     def remove(self) -> None:
-        """Give the file back; it is not read any more."""
-        with contextlib.suppress(OSError):
-            os.close(self._descriptor)
+        """Give the file back; whoever still has something to say, such as an upload, says it to nobody."""
+        with self._lock, contextlib.suppress(OSError):
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
 
     def _read(self, pipe: int) -> None:
         silent = 0.0
@@ -93,31 +102,59 @@ class RunLog:
                 content = os.read(pipe, READ_BYTES)
                 if not content:
                     break
-                self._take(self._masker.feed(content))
-            self._take(self._masker.end())
+                self._take_locked(self._masker.feed(content))
+            self._take_locked(self._masker.end())
         finally:
             os.close(pipe)
 
-    def _take(self, content: bytes) -> None:
+    def _take_locked(self, content: bytes) -> None:
         with self._lock:
-            kept = content[: max(0, self._limit - self.size)] if not self._dropped else b""
-            if kept:
-                self._write(kept)
-            if len(kept) < len(content):
-                if not self._dropped:
-                    self._write(f"\ntutelage: the log has reached its limit of {self._limit} bytes\n".encode())
-                self._dropped += len(content) - len(kept)
+            self._take(content)
 
-    def _write(self, content: bytes) -> None:
+    def _take(self, content: bytes) -> None:
+        if not content or self.complete or self._descriptor < 0:
+            return
+        self._ends_line = content.endswith(b"\n")
+        beginning = content[: self._limits.beginning - self.size]
+        self.size += self._write(self.size, beginning)
+        beyond = content[len(beginning) :]
+        while beyond:
+            at = self._beyond % self._limits.end
+            piece = beyond[: self._limits.end - at]
+            self._write(self._limits.beginning + at, piece)
+            self._beyond += len(piece)
+            beyond = beyond[len(piece) :]
+        self._signals.tell()
+
+    def _append_end(self) -> None:
+        """Bring the ring into order behind the beginning, and say what is missing between the two."""
+        if not self._beyond or self._descriptor < 0:
+            return
+        kept = min(self._beyond, self._limits.end)
         try:
-            while content:
-                written = os.write(self._descriptor, content)
-                self.size += written
-                self._ends_line = content[written - 1 : written] == b"\n"
-                content = content[written:]
+            ring = os.pread(self._descriptor, kept, self._limits.beginning)
+            if self._beyond > kept:
+                oldest = self._beyond % self._limits.end
+                self._ends_line = os.pread(self._descriptor, 1, self._limits.beginning - 1) in (b"\n", b"")
+                left_out = self._own_line(f"… {self._beyond - kept} bytes of the log are left out …")
+                ring = left_out + ring[oldest:] + ring[:oldest]
+        except OSError as error:
+            self._signals.break_off(f"the log cannot be read on the worker ({error.strerror}); see its machine")
+            return
+        self.size += self._write(self._limits.beginning, ring)
+
+    def _own_line(self, text: str) -> bytes:
+        return ("" if self._ends_line else "\n").encode() + f"tutelage: {text}\n".encode(errors="replace")
+
+    def _write(self, at: int, content: bytes) -> int:
+        """How many bytes the disk has taken: all, or the run is broken off."""
+        written = 0
+        try:
+            while written < len(content):
+                written += os.pwrite(self._descriptor, content[written:], at + written)
         except OSError as error:
             self._signals.break_off(f"the log cannot be written on the worker ({error.strerror}); free space there")
-        self._signals.tell()
+        return written
 
 
 class LogSender:

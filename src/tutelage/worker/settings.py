@@ -7,8 +7,14 @@ from pathlib import Path
 
 from tutelage.jobs.requirements import CloudType
 
-MAX_LOG_BYTES = 60 * 1024 * 1024
-"""Of one run. Below what the server keeps, so that the remark about what was left out drops nothing there."""
+
+@dataclass(frozen=True)
+class LogLimits:
+    """Bytes of a run's log that are kept: of its beginning, which is sent as it comes, and of its end, which is sent
+    when the run ends. Together they are less than the server keeps, which drops the oldest."""
+
+    beginning: int = 48 * 1024 * 1024
+    end: int = 8 * 1024 * 1024
 
 
 def _default_folder() -> Path:
@@ -22,8 +28,7 @@ class WorkerSettings:
     models of other jobs; several workers may share it. cost_per_hour: US dollars. images: container images it stands
     for; None, any. ignore_vram: take jobs whatever memory they ask for. keep_runs: leave the folders of runs in
     `kept/`. grace: seconds between SIGTERM and SIGKILL. while_input_open: claim jobs only while standard input, which
-    whoever started the worker holds, is open; the job that runs goes on to its end. log_limit: bytes of a run's log
-    that are kept."""
+    whoever started the worker holds, is open; the job that runs goes on to its end."""
 
     name: str = field(default_factory=socket.gethostname)
     once: bool = False
@@ -36,7 +41,7 @@ class WorkerSettings:
     keep_runs: bool = False
     grace: float = 12.0
     while_input_open: bool = False
-    log_limit: int = MAX_LOG_BYTES
+    log_limits: LogLimits = field(default_factory=LogLimits)
 
     def __post_init__(self) -> None:
         # Jobs run in folders of their own, from which a relative path would lead elsewhere.

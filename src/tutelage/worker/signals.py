@@ -83,6 +83,11 @@ class RunSignals:
         if self._abandoned:
             raise Abandoned
 
+    def check_wanted(self) -> None:
+        """Raises Abandoned, too, where no process will be started any more."""
+        if self._abandoned or self.interrupted:
+            raise Abandoned
+
 
 class Task(Generic[Result]):
     """A function in a thread of its own, so that who waits for it can stop waiting, and the process can end.

@@ -15,7 +15,7 @@ from tutelage import __version__
 from tutelage.client.errors import ServerError
 from tutelage.client.results import ClaimedJob
 from tutelage.client.worker_api import LONGEST_WAIT_SECONDS, WORKER_PATIENCE_SECONDS, WorkerApi
-from tutelage.errors import FencedError, NotFoundError, TutelageError
+from tutelage.errors import FencedError, NotFoundError, TutelageError, WorkerStoppedError
 from tutelage.files import make_folder
 from tutelage.jobs.requirements import Offer
 from tutelage.jobs.status import JobStatus
@@ -163,6 +163,7 @@ class Worker:
         ending = JobRun(claim, asked_at, around, signals).execute()
         self._of_run = None
         self._say(f"{claim.job.id}: {_in_words(ending)}")
+        remove_left_behind(self.settings.folder)  # what other workers left, and downloads that came late
         self._failures = self._failures + 1 if ending.worker_failed else 0
         if self._stopping is None:
             self._report()
@@ -208,6 +209,7 @@ class Worker:
     def _claim(self) -> tuple[ClaimedJob, float] | None:
         """The next job, and when it was asked for; None where the worker is to end. Raises AccessError."""
         run_id = _new_run_id()
+        pause = FIRST_PAUSE_SECONDS
         while self._stopping is None:
             wait = LONGEST_WAIT_SECONDS
             if self.settings.max_idle is not None:
@@ -222,6 +224,13 @@ class Worker:
                 self._say("the server does not know this worker any more; it registers again")
                 run_id = _new_run_id()
                 self._register()
+                # A server that takes registrations and knows no claims, as one of another version, is not flooded.
+                self._sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            except WorkerStoppedError as error:
+                self.id = None  # the server knows it
+                self._stopping = self._stopping or f"it was stopped on the server ({error})"
+                self._say(f"the worker ends: {self._stopping}")
             else:
                 if asked is None:
                     self._return_unseen(run_id)

@@ -1,5 +1,6 @@
 """Fine-tuning jobs as OpenAI's endpoints have them: `method` names the objective, `extra_body` says where it runs."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Path, Query
@@ -12,6 +13,7 @@ from tutelage.jobs.listing import JobFilter
 from tutelage.jobs.records import Job
 from tutelage.server.authentication import Json, Parts, Reader, Submitter
 from tutelage.server.openai.objects import TRAINING_KINDS, checkpoint_object, event_object, job_object
+from tutelage.server.openai.results import result_files
 from tutelage.server.own.bodies import Identity
 from tutelage.server.services import Services
 from tutelage.server.submitting import submit
@@ -56,7 +58,7 @@ def create(body: NewFineTuning, parts: Parts, who: Submitter) -> Json:
         allowed_hardware=body.allowed_hardware,
         cloud_type=body.cloud_type,
     )
-    return job_object(submit(parts, who, request))
+    return _objects(parts, [submit(parts, who, request)])[0]
 
 
 @router.get("")
@@ -64,20 +66,20 @@ def list_jobs(parts: Parts, who: Reader, limit: Limit = 20, after: Identity | No
     """Fine-tuning jobs, newest first."""
     wanted = JobFilter(kinds=TRAINING_KINDS)
     found = parts.listing.jobs(who.organization, wanted, limit=limit + 1, after=after)
-    return _page([job_object(job) for job in found[:limit]], len(found) > limit)
+    return _page(_objects(parts, found[:limit]), len(found) > limit)
 
 
 @router.get("/{job_id}")
 def retrieve(job_id: JobId, parts: Parts, who: Reader) -> Json:
     """One fine-tuning job."""
-    return job_object(_training_job(parts, who.organization, job_id))
+    return _objects(parts, [_training_job(parts, who.organization, job_id)])[0]
 
 
 @router.post("/{job_id}/cancel")
 def cancel(job_id: JobId, parts: Parts, who: Submitter) -> Json:
     """Cancel a fine-tuning job."""
     _training_job(parts, who.organization, job_id)
-    return job_object(parts.queue.cancel(who.organization, job_id))
+    return _objects(parts, [parts.queue.cancel(who.organization, job_id)])[0]
 
 
 @router.get("/{job_id}/events")
@@ -106,6 +108,11 @@ def _training_job(parts: Services, organization: str, job_id: str) -> Job:
     if job.kind not in TRAINING_KINDS:
         raise NotFoundError(f"{job_id}: is a job of kind {job.kind}, not a fine-tuning job; it is under /api/jobs")
     return job
+
+
+def _objects(parts: Services, jobs: Sequence[Job]) -> list[Json]:
+    results = result_files(parts.database, jobs)
+    return [job_object(job, results.get(job.id, ())) for job in jobs]
 
 
 def _page(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:

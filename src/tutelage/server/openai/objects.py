@@ -1,5 +1,6 @@
 """Our records in the form OpenAI's endpoints give them. Not here: the endpoints."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tutelage.jobs.listing import Serving
@@ -9,6 +10,8 @@ from tutelage.jobs.status import OPENAI_STATUS, JobStatus
 PURPOSES = {"conversations": "fine-tune", "preference": "fine-tune"}
 TRAINING_KINDS = ("fine_tuning", "weighted_sft")
 OWNER = "tutelage"
+TOKENS = "num_input_tokens_seen"
+"""The output that counts what a run trained on."""
 METHODS = {"sft": "supervised"}
 """What OpenAI calls an objective. grpo goes by its own name: `reinforcement` there has other hyperparameters."""
 
@@ -26,7 +29,7 @@ def file_object(file: StoredFile) -> dict[str, Any]:
     }
 
 
-def job_object(job: Job) -> dict[str, Any]:
+def job_object(job: Job, result_files: Sequence[str]) -> dict[str, Any]:
     """A fine-tuning job."""
     params = job.params
     outputs = job.outputs or {}
@@ -48,9 +51,9 @@ def job_object(job: Job) -> dict[str, Any]:
         "status": OPENAI_STATUS[job.status],
         "training_file": params["training_file"],
         "validation_file": params["test_file"],
-        "result_files": [],
+        "result_files": list(result_files),
         "hyperparameters": hyperparameters,
-        "trained_tokens": outputs.get("num_input_tokens_seen") if done else None,
+        "trained_tokens": _whole_number(outputs.get(TOKENS)) if done else None,
         "error": {"code": "job_failed", "message": job.reason or "it failed", "param": None}
         if job.status is JobStatus.FAILED
         else None,
@@ -122,6 +125,11 @@ def _own(params: dict[str, Any]) -> dict[str, Any]:
     prefix = f"{params['loss']}_"
     shared = {"beta": params["beta"]} if params["loss"] in ("grpo", "dpo", "orpo") else {}
     return shared | {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+
+
+def _whole_number(value: Any) -> int | None:
+    """A run may report anything under any name."""
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _whole(epochs: float) -> float | int:

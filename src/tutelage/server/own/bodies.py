@@ -79,7 +79,7 @@ class FindJobs(Body):
     """Values that the params of a job contain."""
 
     params: dict[str, JsonValue]
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Annotated[int, Field(ge=1, le=1000, strict=True)] = 100
 
 
 class JobChange(Body):
@@ -169,7 +169,7 @@ class NewClaim(Body):
 
     worker_id: Identity
     run_id: RunId
-    wait: Annotated[float, Field(ge=0, le=25)] = 0.0
+    wait: Annotated[float, Field(ge=0, le=25, strict=True)] = 0.0
 
 
 class Claimed(BaseModel):

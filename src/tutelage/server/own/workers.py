@@ -62,7 +62,9 @@ def stop(worker_id: WorkerId, body: Reason, parts: Parts, who: WorkerPrincipal) 
 @router.post("/claims", response_model=Claimed, responses={204: {"description": "No pending job fits."}})
 async def claim(body: NewClaim, request: Request, parts: Parts, who: WorkerPrincipal) -> Claimed | Response:
     """The next job for a worker, waiting for one if asked to."""
-    # Who has left while waiting gets none: it would be a job for nobody.
+    # Before a job is handed out: where secrets cannot be read it would be nobody's, claim after claim.
+    await run_in_threadpool(parts.access.environment, who.organization)
+    # Who has left while waiting gets none, as a rule: it would be a job for nobody until its lease is over.
     found = await while_connected(request, _next_job(body, parts, who.organization))
     if found is None:
         return Response(status_code=204)

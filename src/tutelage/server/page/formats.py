@@ -76,6 +76,11 @@ def part(text: str) -> str:
     return quote(text, safe="")
 
 
+def cell(text: str) -> str:
+    """A text for a table that a spreadsheet may open: what would begin a formula is marked as text."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def shown_log(text: str) -> str:
     """What a terminal would show: of a line that was written over (`\\r`) its newest state, and no commands.
 

@@ -30,7 +30,8 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 def add_page_problems(app: FastAPI) -> None:
     """Wrap the handlers that are there: what a browser asked for as a page is answered with one."""
     for error in (TutelageError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(error, _for_browsers(app.exception_handlers[error]))  # pyright: ignore[reportArgumentType]
+        wrapped = _for_browsers(app.exception_handlers[error])  # pyright: ignore[reportArgumentType] - all of ours wait
+        app.add_exception_handler(error, wrapped)
 
 
 def is_for_a_browser(request: Request) -> bool:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import tutelage
 from tutelage.jobs.access import Principal
+from tutelage.jobs.identity import FILE_ID
 from tutelage.jobs.records import Scope
 from tutelage.server.authentication import COOKIE
 from tutelage.server.page import formats
@@ -50,6 +51,7 @@ ENVIRONMENT.filters.update(
     pretty=formats.pretty,
     size=formats.size,
 )
+ENVIRONMENT.tests["file_id"] = lambda value: isinstance(value, str) and FILE_ID.fullmatch(value) is not None
 
 
 def render(request: Request, who: Principal | None, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:

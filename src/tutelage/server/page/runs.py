@@ -3,6 +3,8 @@
 Not here: the streams that the page listens to (`/api/logs`, `/api/events/stream`).
 """
 
+import csv
+import io
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from tutelage.jobs.access import Principal
 from tutelage.jobs.records import Run
 from tutelage.server.authentication import Json, Parts, Reader
-from tutelage.server.page.formats import shown_log
+from tutelage.server.page.formats import cell, shown_log
 from tutelage.server.page.jobs import IN_PLOTS, MAX_FILES, objective
 from tutelage.server.page.records import PageRecords, ReportedFile
 from tutelage.server.page.rendering import HEADERS, render
@@ -92,6 +94,32 @@ def plots(run_id: RunId, parts: Parts, who: Reader) -> Response:
         for one in found
     ]
     return JSONResponse({"after": after, "live": not run.status.is_final, "series": series}, headers=dict(HEADERS))
+
+
+@router.get("/runs/{run_id}/metrics.csv")
+def metrics_file(run_id: RunId, parts: Parts, who: Reader) -> StreamingResponse:
+    """Every number a run reported, a line each, for programs and spreadsheets."""
+    run = parts.listing.run(who.organization, run_id)
+    headers = {"Content-Disposition": f'attachment; filename="{run.id}.csv"', "Cache-Control": "no-store"}
+    return StreamingResponse(
+        _metric_lines(parts, who.organization, run.id), media_type="text/csv; charset=utf-8", headers=headers
+    )
+
+
+def _metric_lines(parts: Services, organization: str, run_id: str) -> Iterator[str]:
+    yield "step,tag,field,value,time\r\n"
+    after = 0
+    while found := parts.events.of_run(organization, run_id, after=after):
+        lines = io.StringIO()
+        writer = csv.writer(lines)
+        for event in found:
+            step, tag = event.data.get("step"), event.data.get("tag")
+            for field, value in event.data.items():
+                if field != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                    place = (step if isinstance(step, int) else "", cell(tag) if isinstance(tag, str) else "")
+                    writer.writerow((*place, cell(field), value, event.created_at.isoformat()))
+        yield lines.getvalue()
+        after = found[-1].id
 
 
 @router.get("/runs/{run_id}/log.txt")

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.server.authentication import COOKIE, Parts, refuse_other_sites  # pyright: ignore[reportPrivateUsage]
+from tutelage.server.authentication import COOKIE, Parts, refuse_other_sites
 from tutelage.server.page.rendering import local, render, see
 
 router = APIRouter(include_in_schema=False)

@@ -19,15 +19,14 @@ def names_of(runs: Sequence[RunChoice]) -> dict[str, str]:
     """By the id of each run, its objective or kind; where that is not enough, with what it has that others have not,
     such as `sdft learning_rate=0.0002`."""
     names = {run.id: what(run) for run in runs}
-    if len(set(names.values())) == len(runs):
-        return names
-    differing = _differing([run.params for run in runs])
-    # Options of one objective differ from those of every other one by being there at all.
-    everywhere = [name for name in differing if all(run.params.get(name) is not None for run in runs)]
-    telling = everywhere or differing
-    for run in runs:
-        told = [f"{name}={_short(run.params.get(name))}" for name in telling[:MAX_DIFFERENCES]]
-        names[run.id] = " ".join([names[run.id], *told])
+    for name, count in Counter(names.values()).items():
+        alike = [run for run in runs if what(run) == name]
+        if count == 1:
+            continue
+        for run in alike:
+            params = ((one, run.params.get(one)) for one in _differing([other.params for other in alike]))
+            told = [f"{one}={_short(value)}" for one, value in params if value is not None][:MAX_DIFFERENCES]
+            names[run.id] = " ".join([name, *told])
     taken = Counter(names.values())
     return {run_id: name if taken[name] == 1 else f"{name} {run_id[4:10]}" for run_id, name in names.items()}
 

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from tutelage.worker.programs.outbox import PAUSE, Report, Unreachable
 from tutelage.worker.programs.parent_death import end_with_parent
 from tutelage.worker.programs.program import JobFolder, run_program
 from tutelage.worker.programs.report import ClientReport
-from tutelage.worker.programs.serving import ModelServer, model_server
+from tutelage.worker.programs.serving import WITHOUT_PROXY, ModelServer, model_server
 
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 START_SECONDS = 3600.0
@@ -88,9 +86,9 @@ class _Process:
         while time.monotonic() < end:
             self.require_alive()
             try:
-                with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/health", timeout=5):
+                with WITHOUT_PROXY.open(f"http://{LOOPBACK}:{port}/health", timeout=5):
                     return
-            except (urllib.error.URLError, OSError):
+            except OSError:
                 time.sleep(0.25)
         raise ServerEnded(f"{self._name} did not answer within {START_SECONDS:g} s; {self._said()}")
 

@@ -47,5 +47,4 @@ class ClientReport:
     @property
     def is_local(self) -> bool:
         """Whether the server is on this machine."""
-        host = self._api.transport.url.host
-        return host in ("localhost", "::1") or host.startswith("127.")
+        return self._api.transport.is_loopback

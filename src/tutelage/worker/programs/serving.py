@@ -23,6 +23,8 @@ from tutelage.worker.models import ADAPTER_CONFIG
 from tutelage.worker.programs.adapters import adapter_on, linked, local_folder
 from tutelage.worker.programs.trained import TEMPLATE_FILE, template_source
 
+WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A proxy for the world outside has no business between a job and its own server."""
 QUANTIZATIONS = {"bitsandbytes": "bnb-4bit", "bnb-4bit": "bnb-4bit", "bnb-8bit": "bnb-8bit"}
 
 
@@ -92,7 +94,7 @@ class TransformersServer(ModelServer):
                 data=json.dumps({"model": name}).encode(),
                 headers={"Content-Type": "application/json"},
             )
-            with urllib.request.urlopen(request) as response:
+            with WITHOUT_PROXY.open(request) as response:
                 lines = [line for line in response.read().decode().splitlines() if line.startswith("data: ")]
             state: Any = json.loads(lines[-1].removeprefix("data: ")) if lines else {}
             if state.get("status") != "ready":

@@ -51,11 +51,13 @@ document.addEventListener("htmx:after:swap", (event) => {
 
 for (const place of document.querySelectorAll("[data-origin]")) place.textContent = location.origin;
 
-for (const button of document.querySelectorAll("[data-copy]")) {
-  if (!navigator.clipboard) continue;
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+// Browsers have a clipboard for pages that came by https or from this machine.
+if (navigator.clipboard) {
+  document.documentElement.classList.add("copies");
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    await navigator.clipboard.writeText(button.dataset.copy);
     button.textContent = "Copied";
   });
 }

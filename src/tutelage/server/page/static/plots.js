@@ -12,7 +12,7 @@ const FEW = 4;
 /** Kept in logs, of no interest as curves. */
 const PLAIN = new Set(["epoch"]);
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
-const HEIGHT = 170;
+const HEIGHT = 180;
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -28,6 +28,17 @@ function tick(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   return size >= 1e5 || size < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(4)));
+}
+
+/** A range of values that are all the same one. */
+function around(_, low, high) {
+  const room = Math.abs(low) * 0.1 || 1;
+  return [low < 0 || low - room >= 0 ? low - room : 0, high + room];
+}
+
+/** A range with room on both sides of the one step there is. */
+function beside({ data: [[step]] }) {
+  return [step - 1, step + 1];
 }
 
 /** One field. */
@@ -71,13 +82,15 @@ class Plot {
     }
     this.stale = false;
     const lines = this.lines();
-    const key = lines.map((one) => `${one.run.id} ${one.tag}`).join("\n");
     const data = this.#data(lines);
+    // What has one point, or one value, has axes of its own.
+    const kind = [data[0].length === 1, this.#isFlat(data)];
+    const key = [...kind, ...lines.map((one) => `${one.run.id} ${one.tag}`)].join("\n");
     if (this.drawn && key === this.key) this.drawn.setData(data);
     else {
       this.drawn?.destroy();
       this.key = key;
-      this.drawn = lines.length ? new uPlot(this.#options(lines), data, this.canvas) : null;
+      this.drawn = lines.length ? new uPlot(this.#options(lines, data), data, this.canvas) : null;
     }
     this.shown = lines;
     this.figure.classList.toggle("many", this.grid.runs.length > 1 || lines.length > 1);
@@ -103,18 +116,28 @@ class Plot {
     return tables.length > 1 ? uPlot.join(tables) : tables[0] || [[], []];
   }
 
-  #options(lines) {
+  #isFlat(data) {
+    if (this.grid.options.logScale) return false;
+    const values = data.slice(1).flat().filter((value) => value !== null && value !== undefined);
+    return values.every((value) => value === values[0]);
+  }
+
+  #options(lines, data) {
+    const flat = this.#isFlat(data);
     const faint = style("--faint");
     const grid = { stroke: style("--line"), width: 1 };
     const axis = { stroke: faint, grid, ticks: { ...grid, size: 4 }, font: "11px system-ui, sans-serif" };
     return {
       width: this.canvas.clientWidth || 300,
       height: HEIGHT,
-      scales: { x: { time: false }, y: { distr: this.grid.options.logScale ? 3 : 1 } },
+      scales: {
+        x: { time: false, ...(data[0].length === 1 && { range: beside }) },
+        y: { distr: this.grid.options.logScale ? 3 : 1, ...(flat && { range: around }) },
+      },
       legend: { show: false },
       cursor: { sync: { key: "plots" }, drag: { x: true, y: false }, points: { size: 6 } },
       axes: [
-        { ...axis, size: 28, values: (_, splits) => splits.map((one) => (Number.isInteger(one) ? tick(one) : "")) },
+        { ...axis, size: 26, label: "step", labelSize: 14, labelGap: -2, labelFont: "11px system-ui, sans-serif", values: (_, splits) => splits.map((one) => (Number.isInteger(one) ? tick(one) : "")) },
         { ...axis, size: 52, values: (_, splits) => splits.map((one) => (one === null ? "" : tick(one))) },
       ],
       series: [{}, ...lines.map(({ run, index }) => ({
