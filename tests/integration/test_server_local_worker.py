@@ -166,7 +166,10 @@ def test_after_kill_minus_nine_of_all_the_next_server_runs_the_job_once_more(pro
     done = job_of(api, job.id, "completed")
     assert done["attempts"] == 2
     runs = api.ok("GET", "/api/runs", params={"job_id": job.id})["data"]
-    assert [(run["id"], run["status"]) for run in runs] == [(first[0], "failed"), (second[0], "completed")]
+    # A lease of two seconds counts from when the worker asked, and the job comes two seconds later: a worker for which
+    # it is over by then gives the job back before anything began, which costs no attempt.
+    kept = [(run["id"], run["status"]) for run in runs if run["status"] != "canceled"]
+    assert kept == [(first[0], "failed"), (second[0], "completed")]
     assert len(job.runs()) == 2
     assert server.terminate()[0] == 0
 

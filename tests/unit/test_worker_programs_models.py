@@ -30,6 +30,7 @@ class Server:
         self.event_list: dict[str, list[Event]] = {}
         self.files: dict[str, bytes] = {}
         self.downloads: list[str] = []
+        self.chosen: dict[str, str] = {}
 
     def add(self, job_id: str, status: JobStatus, left: Mapping[str, str]) -> None:
         runs = self.run_list.setdefault(job_id, [])
@@ -49,6 +50,9 @@ class Server:
 
     def events(self, *, run_id: str) -> list[Event]:
         return self.event_list[run_id]
+
+    def trained_as(self, name: str) -> str | None:
+        return self.chosen.get(name)
 
     def download(self, file_id: str, path: Path) -> None:
         self.downloads.append(file_id)
@@ -91,6 +95,16 @@ def test_references_become_folders_and_other_names_stay(server: Server, tmp_path
         {"config.json": "ten"},
     ]
     assert params["lora_adapters"][0] == JOB
+
+
+def test_a_model_may_be_named_as_was_chosen_for_it(server: Server, tmp_path: Path) -> None:
+    """`finetuned_model_id`, as scripts for OpenWeights do; what answers under a name and no job left stays a name."""
+    server.chosen = {"me/mine": JOB, "gpt": "gpt"}
+    (folder, adapter) = (str(tmp_path / "models" / JOB), "org/other")
+    params = {"model": "me/mine", "lora_adapters": ["gpt", adapter]}
+    resolved = resolve_models(server, params, tmp_path, MODEL_FIELDS["api"])
+    assert resolved == {"model": folder, "lora_adapters": ["gpt", adapter]}
+    assert content(folder) == {"config.json": "{}", "model.safetensors": "weights"}
 
 
 def test_a_checkpoint_is_of_the_newest_run_that_has_it(server: Server, tmp_path: Path) -> None:

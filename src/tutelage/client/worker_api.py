@@ -11,6 +11,7 @@ from typing import Any
 from tutelage.client.files import Files
 from tutelage.client.http import Transport, path_of
 from tutelage.client.results import ClaimedJob, Event, File, Me, NewEvent, decoded, decoded_list
+from tutelage.errors import NotFoundError
 from tutelage.jobs.records import Job, Renewal, Run, Worker
 from tutelage.jobs.requirements import Offer
 from tutelage.jobs.status import JobStatus
@@ -50,6 +51,13 @@ class WorkerApi:
     def me(self) -> Me:
         """Whose token this is, its scopes, the server's version."""
         return decoded(Me, self.transport.request("GET", "/api/me"))
+
+    def trained_as(self, name: str) -> str | None:
+        """The reference of the newest model that was to be called so (`finetuned_model_id`); None where none was."""
+        try:
+            return str(self.transport.request("GET", path_of("v1", "models", name))["id"])
+        except NotFoundError:
+            return None
 
     def register(self, name: str, version: str, offer: Offer, *, cost_per_hour: float = 0.0) -> Worker:
         """Begin as a worker. cost_per_hour: US dollars."""

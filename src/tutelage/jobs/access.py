@@ -90,11 +90,12 @@ class Access:
             raise NotFoundError(f"{organization}: there is no such organisation")
         return name
 
-    def has_tokens(self) -> bool:
-        """Whether there is a token that people or workers can use."""
+    def has_tokens(self, *, besides: str) -> bool:
+        """Whether somebody can get in by a token, leaving out those whose name begins with `besides`."""
+        lives = or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > time.time())
+        others = ~tokens.c.name.startswith(besides, autoescape=True)
+        query = select(tokens.c.id).where(tokens.c.run_id.is_(None), tokens.c.revoked_at.is_(None), lives, others)
         with self.database.reading() as connection:
-            lives = or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > time.time())
-            query = select(tokens.c.id).where(tokens.c.run_id.is_(None), tokens.c.revoked_at.is_(None), lives)
             return connection.execute(query.limit(1)).scalar() is not None
 
     def create_token(
@@ -175,11 +176,6 @@ class Access:
                 connection.execute(update(tokens).where(tokens.c.id == row.id).values(last_used_at=now))
         scopes = frozenset(Scope(scope) for scope in row.scopes)
         return Principal(row.organization_id, scopes, row.id, row.run_id)
-
-    def forget_run_tokens(self, run_id: str) -> None:
-        """Nobody gets in with the tokens of a run any more. Ending a run does that already."""
-        with self.database.writing() as connection:
-            connection.execute(delete(tokens).where(tokens.c.run_id == run_id))
 
     def set_secret(self, organization: str, name: str, value: str) -> None:
         """A secret that jobs get as an environment variable. Raises JobError for a name that is none."""

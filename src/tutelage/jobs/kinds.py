@@ -53,7 +53,8 @@ def _checked_by(cls: type[JobParams]) -> Callable[[Mapping[str, Any]], dict[str,
         try:
             return cls.model_validate(dict(options)).model_dump(mode="json")
         except ValidationError as error:
-            raise ConfigError(sentence_of(error)) from error
+            missing = "add it to the params of the job"
+            raise ConfigError(sentence_of(error, known=cls.model_fields, if_missing=missing)) from error
 
     return check
 

@@ -37,7 +37,8 @@ class ModelParams(JobParams):
     """Jobs that ask a model."""
 
     model: Annotated[str, Field(min_length=1)]
-    """A Hub id, a folder of the worker, the id of a fine-tuning job, or `<its id>:step-40` for a checkpoint."""
+    """A Hub id, a folder of the worker, the id of a fine-tuning job or the `finetuned_model_id` that was chosen for it,
+    `<its id>:step-40` for a checkpoint."""
     chat_template: str = "default"
 
 

@@ -14,6 +14,8 @@ from tutelage.server.problems import HEADERS, problem
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Of everything but uploads of files."""
 UPLOAD_PATH = "/v1/files"
+FORM_PATH = "/jobs"
+"""The page's form for a new job, which may bring a file."""
 OVERHEAD_BYTES = 1024 * 1024
 """Of a multipart form around a file."""
 SLICE_SECONDS = 0.25
@@ -68,7 +70,7 @@ class Limits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        upload = scope["path"] == UPLOAD_PATH
+        upload = scope["path"] == UPLOAD_PATH or (scope["path"] == FORM_PATH and _is_multipart(scope))
         limit = self.max_file_bytes + OVERHEAD_BYTES if upload else MAX_BODY_BYTES
         limited = _Body(receive, limit, self.silence_seconds, self.closing)
         begun = False
@@ -94,6 +96,11 @@ class Limits:
             if begun:
                 raise
             await _refused(error)(scope, receive, send_with_headers)
+
+
+def _is_multipart(scope: Scope) -> bool:
+    """Parts are written to disk as they come; any other body is held in memory."""
+    return any(name == b"content-type" and value.startswith(b"multipart/") for name, value in scope["headers"])
 
 
 class _Body:

@@ -1,9 +1,6 @@
 """Everything the endpoints work with, opened once. Not here: HTTP."""
 
-import time
 from dataclasses import dataclass
-
-from sqlalchemy import or_, select
 
 from tutelage.errors import ConfigError
 from tutelage.files import make_folder
@@ -15,7 +12,6 @@ from tutelage.jobs.queue import Queue
 from tutelage.jobs.registry import Registry
 from tutelage.jobs.run_logs import RunLogs
 from tutelage.jobs.stored_files import FileStore
-from tutelage.jobs.tables import tokens
 from tutelage.server.masking import Masking
 from tutelage.server.notices import Notices
 from tutelage.server.settings import ServerSettings, secret_key
@@ -56,7 +52,8 @@ def open_services(settings: ServerSettings) -> Services:
     database.migrate()
     access = Access(database, secret_key(settings.home))
     organization = access.organization()
-    if not settings.open_on_loopback and not _anybody_gets_in(database):
+    # What a server that was killed left of its own worker's tokens is nobody's.
+    if not settings.open_on_loopback and not access.has_tokens(besides=LOCAL_WORKER):
         raise ConfigError(
             f"--host {settings.host}: others than this machine, or other stores, need tokens, and there is none; "
             "make one first: tutelage token create NAME --scope admin"
@@ -78,12 +75,3 @@ def open_services(settings: ServerSettings) -> Services:
         masking=Masking(access),
         organization=organization,
     )
-
-
-def _anybody_gets_in(database: Database) -> bool:
-    """Whether somebody has a token; what a server that was killed left of its worker's is nobody's."""
-    lives = or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > time.time())
-    theirs = ~tokens.c.name.startswith(LOCAL_WORKER, autoescape=True)
-    query = select(tokens.c.id).where(tokens.c.run_id.is_(None), tokens.c.revoked_at.is_(None), lives, theirs)
-    with database.reading() as connection:
-        return connection.execute(query.limit(1)).scalar() is not None

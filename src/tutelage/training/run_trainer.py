@@ -8,12 +8,14 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
 from tutelage.config import TrainingConfig
+from tutelage.data.rows import IGNORE_INDEX
 from tutelage.errors import OutputError
 from tutelage.events import EventLog, Tag
 from tutelage.training.checkpoints import mark_complete
@@ -46,6 +48,7 @@ class RunTrainer(Trainer):
         self.metrics = MetricSums()
         super().__init__(**arguments)
         self._tokens = 0
+        self._tokens_to_add = 0
         self._last_log = time.perf_counter()
 
     @classmethod
@@ -65,8 +68,12 @@ class RunTrainer(Trainer):
         """What is measured before step 1 of a new run, and may stop it."""
 
     def num_tokens(self, inputs: Mapping[str, Any]) -> int:
-        """Tokens of the sequences of one micro-batch, padding left out."""
-        return int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else inputs["input_ids"].numel()
+        """Tokens of the sequences of one micro-batch that train anything; padding and `FilledRows` are left out."""
+        trained_BT = inputs["labels"] != IGNORE_INDEX
+        if "attention_mask" in inputs:
+            return int((inputs["attention_mask"].bool() & trained_BT.any(-1, keepdim=True)).sum())
+        sequence_BT = (inputs["position_ids"] == 0).cumsum(-1)  # packed: all sequences in one row
+        return int(torch.isin(sequence_BT, sequence_BT[trained_BT]).sum())
 
     def save_extra_state(self, folder: Path) -> None:
         """State of the objective that a checkpoint needs besides what `transformers` saves."""
@@ -77,8 +84,17 @@ class RunTrainer(Trainer):
     # --- metrics --------------------------------------------------------------------------------------------------
 
     def count_tokens(self, inputs: Mapping[str, Any]) -> None:
-        """Add a micro-batch to what `tokens_per_second` is made from."""
-        self._tokens += self.num_tokens(inputs)
+        """Add a micro-batch to what `tokens_per_second` and `num_input_tokens_seen` are made from."""
+        tokens = self.num_tokens(inputs)
+        self._tokens += tokens
+        self._tokens_to_add += tokens
+
+    def _tokens_seen(self) -> int:
+        """Tokens trained on by all processes since step 1; checkpoints keep the number. Asked for by all at once."""
+        tokens = torch.tensor(self._tokens_to_add, device=self.accelerator.device)
+        self.state.num_input_tokens_seen += int(cast("torch.Tensor", self.accelerator.reduce(tokens, "sum")))
+        self._tokens_to_add = 0
+        return self.state.num_input_tokens_seen
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counts tokens by a rule of thumb that a rollout's teacher makes wrong; tokens/s says more
@@ -94,6 +110,7 @@ class RunTrainer(Trainer):
             self.metrics.add("tokens_per_second", self._tokens * self.accelerator.num_processes, now - self._last_log)
             self._tokens, self._last_log = 0, now
             logs |= self.metrics.pop_means(self.accelerator)
+            logs["num_input_tokens_seen"] = self._tokens_seen()
         super().log(logs, start_time)
         if self.is_world_process_zero():
             self.events.write(self.state.global_step, Tag.TRAIN if is_training else Tag.EVAL, logs)
@@ -108,6 +125,7 @@ class RunTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        self._tokens_seen()
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # every rank writes its random state

@@ -160,6 +160,7 @@ class SdftTrainer(BaseTrainer):
             "teacher_hidden_ND": teacher_hidden_ND,
             "teacher_head": teacher_head,
             "sequences": sum(weight > 0 for weight in weight_of_row),
+            "tokens": sum(len(place) for place, weight in zip(layout.places, weight_of_row, strict=True) if weight > 0),
             "places": [rollout.row.place for rollout in rollouts],
         }
 
@@ -172,7 +173,7 @@ class SdftTrainer(BaseTrainer):
         return Head(head.weight.detach().clone(), bias, head.softcap, head.scale)
 
     def num_tokens(self, inputs: Mapping[str, Any]) -> int:
-        return sum(len(place) for place in inputs["layout"].places)
+        return inputs["tokens"]
 
     # --- the loss -------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,10 @@ class ModelFiles(Protocol):
         """The file, checked by its id, whole or not at all."""
         ...
 
+    def trained_as(self, name: str) -> str | None:
+        """The reference of the model that was to be called so; None where none was."""
+        ...
+
 
 @dataclass(frozen=True)
 class ModelReference:
@@ -118,7 +122,8 @@ class ModelCache:
         self._fetching: set[ModelReference] = set()
 
     def resolve(self, name: str) -> str:
-        """The folder of a job's model; any other name as it is, a folder's absolute. Raises as `resolve_models`."""
+        """The folder of a job's model, named by the job or as was chosen for it; a folder's own path, absolute; any
+        other name as it is. Raises as `resolve_models`."""
         reference = ModelReference.parsed(name)
         if reference is not None:
             return str(self.fetch(reference))
@@ -126,7 +131,9 @@ class ModelCache:
             path = Path(name).expanduser()
             if path.exists():
                 return str(path.absolute())
-        return name
+        chosen = self._api.trained_as(name)
+        reference = None if chosen is None else ModelReference.parsed(chosen)
+        return name if reference is None else str(self.fetch(reference))
 
     def fetch(self, reference: ModelReference) -> Path:
         """The folder of the model, downloaded unless it is there and of the same files."""

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from tutelage.config import OBJECTIVES
 from tutelage.errors import JobError, NotFoundError, nearest
 from tutelage.jobs.kinds import JobRequest
-from tutelage.jobs.listing import JobFilter
+from tutelage.jobs.listing import TRAINING_KINDS, JobFilter
 from tutelage.jobs.records import Job
 from tutelage.server.authentication import Json, Parts, Reader, Submitter
-from tutelage.server.openai.objects import TRAINING_KINDS, checkpoint_object, event_object, job_object
+from tutelage.server.openai.objects import checkpoint_object, event_object, job_object
 from tutelage.server.openai.results import result_files
 from tutelage.server.own.bodies import Identity
 from tutelage.server.services import Services

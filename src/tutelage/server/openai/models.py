@@ -5,10 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from tutelage.errors import NotFoundError
-from tutelage.jobs.listing import JobFilter
+from tutelage.jobs.listing import TRAINING_KINDS, JobFilter
 from tutelage.jobs.status import JobStatus
 from tutelage.server.authentication import Json, Parts, Reader
-from tutelage.server.openai.objects import TRAINING_KINDS, served_model, trained_model
+from tutelage.server.openai.objects import served_model, trained_model
 from tutelage.server.own.bodies import Identity
 from tutelage.server.services import Services
 
@@ -24,8 +24,11 @@ def list_models(parts: Parts, who: Reader) -> Json:
 
 @router.get("/{model:path}")
 def retrieve(model: Annotated[Identity, Path()], parts: Parts, who: Reader) -> Json:
-    """One model; `deployed_by` names the job that answers for it now."""
+    """One model, by its id or the name that was chosen for it; `deployed_by` names the job that answers for it now."""
     found = _models(parts, who.organization).get(model)
+    named = parts.listing.trained_as(who.organization, model)
+    if named is not None:
+        return {**(found or {}), **trained_model(named)}
     if found is None:
         raise NotFoundError(f"{model}: no completed job left it and none serves it; list models with GET /v1/models")
     return found

@@ -8,7 +8,6 @@ from tutelage.jobs.records import Event, Job, StoredFile
 from tutelage.jobs.status import OPENAI_STATUS, JobStatus
 
 PURPOSES = {"conversations": "fine-tune", "preference": "fine-tune"}
-TRAINING_KINDS = ("fine_tuning", "weighted_sft")
 OWNER = "tutelage"
 TOKENS = "num_input_tokens_seen"
 """The output that counts what a run trained on."""

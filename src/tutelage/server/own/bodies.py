@@ -80,6 +80,7 @@ class FindJobs(Body):
 
     params: dict[str, JsonValue]
     limit: Annotated[int, Field(ge=1, le=1000, strict=True)] = 100
+    after: Identity | None = None
 
 
 class JobChange(Body):

@@ -41,8 +41,9 @@ def list_jobs(
 
 @router.post("/find")
 def find(body: FindJobs, parts: Parts, who: Reader) -> Page[Job]:
-    """Jobs whose params contain these values."""
-    found = parts.listing.jobs(who.organization, JobFilter(params=body.params), limit=body.limit + 1)
+    """Jobs whose params contain these values, newest first. after: the id of the last job of the page before."""
+    wanted = JobFilter(params=body.params)
+    found = parts.listing.jobs(who.organization, wanted, limit=body.limit + 1, after=body.after)
     return Page(data=found[: body.limit], has_more=len(found) > body.limit)
 
 

@@ -62,7 +62,6 @@ def finish(run_id: RunPath, body: RunEnd, parts: Parts, who: AnyPrincipal) -> Jo
     require_writer(parts, who, run_id)
     reason = parts.masking.masked(who.organization, body.reason)
     job = parts.queue.finish(who.organization, run_id, JobStatus(body.status), exit_code=body.exit_code, reason=reason)
-    parts.access.forget_run_tokens(run_id)
     for topic in (f"log {run_id}", f"events {run_id}", "pending"):
         parts.notices.tell(topic)
     return job

@@ -10,7 +10,7 @@ const FIRST_PREFIXES = ["score/", "cos_sim/", "logp/"];
 const MAX_FIRST = 12;
 const FEW = 4;
 /** Kept in logs, of no interest as curves. */
-const PLAIN = new Set(["epoch"]);
+const PLAIN = new Set(["epoch", "num_input_tokens_seen"]);
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
 const HEIGHT = 180;
 
