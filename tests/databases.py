@@ -188,7 +188,7 @@ class Scene:
         self.worker = new_worker(database, self.organization)
         self.seconds = 1e9
         # The lease clock alone: leases are what a test wants to let run out.
-        database.lease_clock = lambda _: self.seconds  # type: ignore[method-assign] - a clock set by hand
+        database.lease_clock_now = lambda: self.seconds  # type: ignore[method-assign] - a clock set by hand
 
     def submit(self, number: Any = 0, **changes: Any) -> Job:
         return self.queue.submit(self.organization, submission(number, **changes))

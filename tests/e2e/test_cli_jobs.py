@@ -185,7 +185,7 @@ def test_a_job_that_is_not_there(shell: Terminal, name: str) -> None:
             "cancelled",
             "is none; did you mean 'canceled'?; one of pending, in_progress, completed, failed, ",
         ),
-        ("--kind", "inferrence", "is none; did you mean 'inference'?; one of fine_tuning, weighted_sft, inference, "),
+        ("--kind", "inferrenze", "is none; did you mean 'inference'?; one of fine_tuning, weighted_sft, inference, "),
     ],
 )
 def test_a_filter_that_is_none(shell: Terminal, option: str, value: str, sentence: str) -> None:

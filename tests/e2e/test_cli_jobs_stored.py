@@ -153,10 +153,10 @@ def test_an_expiry_that_is_none(shell: Terminal, age: str) -> None:
 def test_a_scope_that_is_none_and_one_that_is_too_small(
     shell: Terminal, open_server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = shell("token", "create", "ci", "--scope", "sumbit")
+    wrong = shell("token", "create", "ci", "--scope", "submitx")
     assert (wrong.code, wrong.out) == (2, "")
     names = "read, submit, worker, admin"
-    assert wrong.err == f"error: --scope sumbit: is none; did you mean 'submit'?; one of {names}\n"
+    assert wrong.err == f"error: --scope submitx: is none; did you mean 'submit'?; one of {names}\n"
     monkeypatch.setenv("TUTELAGE_API_KEY", open_server.token(Scope.READ))
     small = shell("token", "ls")
     assert (small.code, small.out) == (2, "")

@@ -145,7 +145,7 @@ def test_waiting_for_a_deployment_may_be_canceled(server: JobServer) -> None:
 
 
 def test_taking_a_deployment_down_stops_no_event_loop(server: JobServer) -> None:
-    """The server takes its time with the cancelation; meanwhile other tasks go on."""
+    """The server takes its time with the cancellation; meanwhile other tasks go on."""
     api = server.client.api.deploy("org/model-1b")
     canceled = f"POST /api/jobs/{api.job_id}/cancel"
     looked = f"GET /api/jobs/{api.job_id}"

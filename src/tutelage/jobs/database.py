@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy import ColumnElement, Connection, Double, Engine, cast, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, NoSuchModuleError, SQLAlchemyError
 
@@ -66,9 +66,14 @@ class Database:
         PostgreSQL: its own clock, one for all API processes. SQLite: seconds since this process began, on top of
         when that was; a wall clock that is set, or a laptop that sleeps, takes no lease away.
         """
+        now = self.lease_clock_now()
+        return float(connection.execute(select(now)).scalar_one()) if isinstance(now, ColumnElement) else now
+
+    def lease_clock_now(self) -> float | ColumnElement[float]:
+        """The same for a statement to write."""
         if self.is_sqlite:
             return self._wall_at_start + time.monotonic() - self._monotonic_at_start
-        return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
+        return cast(func.extract("epoch", func.clock_timestamp()), Double)
 
     def revision(self) -> str | None:
         """Of the schema that is there; None for an empty database."""

@@ -27,10 +27,12 @@ from tutelage.jobs.rows import (
     AnyRow,
     change,
     insert_new,
+    job_columns,
     job_of,
     offer_of,
     require_files,
     require_job,
+    require_live,
     require_live_run,
     require_run,
     run_of,
@@ -87,10 +89,12 @@ class Queue:
             row = require_job(connection, organization, identity, to_change=True)
             status = JobStatus(row.status)
             if not is_new and status in (JobStatus.FAILED, JobStatus.CANCELED):
-                queue_again(connection, row, requirement_id=values["requirement_id"], timeout_at=submission.timeout_at)
+                row = queue_again(
+                    connection, row, requirement_id=values["requirement_id"], timeout_at=submission.timeout_at
+                )
             elif not is_new and status is JobStatus.PENDING:
-                change(connection, row, requirement_id=values["requirement_id"])
-            return job_of(require_job(connection, organization, identity))
+                row = change(connection, row, requirement_id=values["requirement_id"])
+            return job_of(row)
 
     def claim(self, organization: str, worker_id: str, run_id: str) -> Claim | None:
         """The next job for a worker, as a run with this id; None where none fits.
@@ -114,7 +118,7 @@ class Queue:
                 if again.worker_id != worker_id or again.status != JobStatus.IN_PROGRESS.value:
                     raise FencedError(f"{run_id}: this run is {again.status}; claim with a new id")
                 self._renew(connection, run_id)
-                return self._claimed(connection, organization, again.job_id, again)
+                return self._claim(require_job(connection, organization, again.job_id), again.id, again.attempt)
             chosen = choose(connection, organization, offer_of(worker), self.max_skip)
             values: dict[str, Any] = {"last_seen_at": now}
             if chosen is not None:
@@ -126,7 +130,7 @@ class Queue:
                 raise _stopped(connection.execute(select(workers).where(workers.c.id == worker_id)).one())
             if chosen is None:
                 return None
-            change(
+            job = change(
                 connection,
                 chosen,
                 status=JobStatus.IN_PROGRESS,
@@ -137,11 +141,10 @@ class Queue:
                 started_at=now,
                 finished_at=None,
             )
-            lease_until = self.database.lease_clock(connection) + self.lease_seconds
-            run_values = values_of_run(run_id, organization, chosen.id, chosen.attempts + 1)
+            run_values = values_of_run(run_id, organization, job.id, job.attempts)
+            lease_until = self.database.lease_clock_now() + self.lease_seconds
             connection.execute(insert(runs).values(run_values | {"worker_id": worker_id, "lease_until": lease_until}))
-            run = connection.execute(select(runs).where(runs.c.id == run_id)).one()
-            return self._claimed(connection, organization, chosen.id, run)
+            return self._claim(job, run_id, job.attempts)
 
     def renew(self, organization: str, run_id: str) -> Renewal:
         """Keep a run for another lease. Raises NotFoundError, FencedError."""
@@ -172,18 +175,15 @@ class Queue:
         if status is JobStatus.IN_PROGRESS:
             raise JobError(f"{run_id}: a run ends as completed, failed or canceled, or gives its job back as pending")
         with self.database.writing() as connection:
-            job_identity = connection.execute(
-                select(runs.c.job_id).where(runs.c.id == run_id, runs.c.organization_id == organization)
-            ).scalar_one_or_none()
-            if job_identity is None:
+            of_run = select(runs.c.job_id).where(runs.c.id == run_id, runs.c.organization_id == organization)
+            its_job = job_columns().where(jobs.c.id == of_run.scalar_subquery())
+            job = connection.execute(its_job.with_for_update(of=jobs)).one_or_none()
+            if job is None:
                 raise NotFoundError(f"{run_id}: there is no such run")
-            job = require_job(connection, organization, job_identity, to_change=True)
-            run = connection.execute(select(runs).where(runs.c.id == run_id).with_for_update()).one()
+            run = require_run(connection, organization, run_id, to_change=True)
             if run.status in (status.value, JobStatus.CANCELED.value):
                 return job_of(job)  # the answer to the first call was lost
-            require_live_run(connection, organization, run_id)
-            end_run(connection, job, run, status, exit_code=exit_code, reason=reason)
-            return job_of(require_job(connection, organization, job_identity))
+            return job_of(end_run(connection, job, require_live(run), status, exit_code=exit_code, reason=reason))
 
     def cancel(self, organization: str, job_identity: str) -> Job:
         """Cancel a job; its process, if it has one, is stopped by its worker at the next heartbeat.
@@ -193,8 +193,8 @@ class Queue:
         with self.database.writing() as connection:
             job = require_job(connection, organization, job_identity, to_change=True)
             if job.status != JobStatus.CANCELED.value:
-                cancel_job(connection, job, "canceled by a user")
-            return job_of(require_job(connection, organization, job_identity))
+                job = cancel_job(connection, job, "canceled by a user")
+            return job_of(job)
 
     def restart(self, organization: str, job_identity: str) -> Job:
         """Let a job that has ended wait again, at the end of the queue; one that waits or runs is left as it is.
@@ -207,16 +207,14 @@ class Queue:
                 raise JobError(f"{job_identity}: a script runs where it was started; start it there again")
             if JobStatus(job.status).is_final:
                 require_files(connection, organization, file_ids_in(job.params) | set(job.mounted_files.values()))
-                queue_again(connection, job)
-            return job_of(require_job(connection, organization, job_identity))
+                job = queue_again(connection, job)
+            return job_of(job)
 
     def set_timeout(self, organization: str, job_identity: str, timeout_at: float | None) -> Job:
         """When a job is canceled if it still runs, in seconds since the epoch. Raises NotFoundError."""
         with self.database.writing() as connection:
-            change(
-                connection, require_job(connection, organization, job_identity, to_change=True), timeout_at=timeout_at
-            )
-            return job_of(require_job(connection, organization, job_identity))
+            job = require_job(connection, organization, job_identity, to_change=True)
+            return job_of(change(connection, job, timeout_at=timeout_at))
 
     def begin_script(self, organization: str, script: str, submitted_by: str | None = None) -> Run:
         """A script outside any worker reports about itself: a job that is in progress at once, and its run.
@@ -271,11 +269,10 @@ class Queue:
     def extend_leases(self) -> None:
         """Give every live run a whole lease from now on: after a time in which no heartbeat could be taken in."""
         with self.database.writing() as connection:
-            until = self.database.lease_clock(connection) + self.lease_seconds
             connection.execute(
                 update(runs)
                 .where(runs.c.status == JobStatus.IN_PROGRESS.value, runs.c.lease_until.is_not(None))
-                .values(lease_until=until)
+                .values(lease_until=self.database.lease_clock_now() + self.lease_seconds)
             )
 
     def _expire_run(self, lost: AnyRow) -> bool:
@@ -300,12 +297,11 @@ class Queue:
             return True
 
     def _renew(self, connection: Connection, run_id: str) -> None:
-        until = self.database.lease_clock(connection) + self.lease_seconds
+        until = self.database.lease_clock_now() + self.lease_seconds
         connection.execute(update(runs).where(runs.c.id == run_id).values(lease_until=until))
 
-    def _claimed(self, connection: Connection, organization: str, job_identity: str, run: AnyRow) -> Claim:
-        job = job_of(require_job(connection, organization, job_identity))
-        return Claim(job=job, run_id=run.id, attempt=run.attempt, lease_seconds=self.lease_seconds)
+    def _claim(self, job: AnyRow, run_id: str, attempt: int) -> Claim:
+        return Claim(job=job_of(job), run_id=run_id, attempt=attempt, lease_seconds=self.lease_seconds)
 
 
 def _stopped(worker: AnyRow) -> WorkerStoppedError:

@@ -16,6 +16,13 @@ from tutelage.jobs.status import JobStatus, require_transition
 from tutelage.jobs.tables import files, jobs, requirements, runs
 
 AnyRow = Row[Unpack[tuple[Any, ...]]]
+_CONDITIONS = (
+    select(requirements.c.conditions)
+    .where(requirements.c.id == jobs.c.requirement_id)
+    .correlate(jobs)
+    .scalar_subquery()
+    .label("conditions")
+)
 
 
 def job_columns() -> Select[Any]:
@@ -163,10 +170,14 @@ def require_live_run(connection: Connection, organization: str, run_id: str) -> 
 
     Raises NotFoundError, and FencedError where it has ended or was given up.
     """
-    row = require_run(connection, organization, run_id, to_change=True)
-    if row.status != JobStatus.IN_PROGRESS.value:
-        raise FencedError(f"{run_id}: the run is {row.status} ({row.reason or 'it ended'}); stop it, nothing is taken")
-    return row
+    return require_live(require_run(connection, organization, run_id, to_change=True))
+
+
+def require_live(run: AnyRow) -> AnyRow:
+    """The row of a run, if it may still write. Raises FencedError."""
+    if run.status != JobStatus.IN_PROGRESS.value:
+        raise FencedError(f"{run.id}: the run is {run.status} ({run.reason or 'it ended'}); stop it, nothing is taken")
+    return run
 
 
 def outputs_of(connection: Connection, job: AnyRow) -> dict[str, Any]:
@@ -175,12 +186,16 @@ def outputs_of(connection: Connection, job: AnyRow) -> dict[str, Any]:
     return merged({}, connection.execute(query.order_by(runs.c.created_at, runs.c.attempt)).scalars())
 
 
-def change(connection: Connection, job: AnyRow, *, status: JobStatus | None = None, **values: Any) -> None:
-    """Change a job whose row is locked. Raises JobError for a status that the table does not allow from where it is."""
+def change(connection: Connection, job: AnyRow, *, status: JobStatus | None = None, **values: Any) -> AnyRow:
+    """Change a job whose row is locked; the row as it is now, as of `job_columns`.
+
+    Raises JobError for a status that the table does not allow from where it is.
+    """
     if status is not None:
         require_transition(job.id, JobStatus(job.status), status)
         values["status"] = status.value
-    connection.execute(update(jobs).where(jobs.c.id == job.id).values(updated_at=time.time(), **values))
+    statement = update(jobs).where(jobs.c.id == job.id).values(updated_at=time.time(), **values)
+    return connection.execute(statement.returning(jobs, _CONDITIONS)).one()
 
 
 def insert_new(connection: Connection, table: Table) -> "sqlite.Insert | postgresql.Insert":

@@ -10,7 +10,7 @@ from tutelage.jobs.newest_values import merged
 from tutelage.jobs.records import Submission
 from tutelage.jobs.rows import AnyRow, change, outputs_of
 from tutelage.jobs.status import JobStatus
-from tutelage.jobs.tables import jobs, runs, tokens, workers
+from tutelage.jobs.tables import runs, tokens, workers
 
 
 def values_of_job(
@@ -56,10 +56,10 @@ def values_of_run(run_id: str, organization: str, job_identity: str, attempt: in
     }
 
 
-def queue_again(connection: Connection, job: AnyRow, **changes: Any) -> None:
-    """Let a job that has ended wait at the end of the queue."""
+def queue_again(connection: Connection, job: AnyRow, **changes: Any) -> AnyRow:
+    """Let a job that has ended wait at the end of the queue; its row as it is now."""
     # run_id stays: while a canceled process is still there, nobody else may begin.
-    change(
+    return change(
         connection,
         job,
         status=JobStatus.PENDING,
@@ -75,10 +75,13 @@ def queue_again(connection: Connection, job: AnyRow, **changes: Any) -> None:
     )
 
 
-def cancel_job(connection: Connection, job: AnyRow, reason: str) -> None:
-    """Cancel a job that waits or runs. Its worker hears of it; a run that nobody holds a lease on ends at once."""
+def cancel_job(connection: Connection, job: AnyRow, reason: str) -> AnyRow:
+    """Cancel a job that waits or runs; its row as it is now.
+
+    Its worker hears of it; a run that nobody holds a lease on ends at once.
+    """
     now = time.time()
-    change(
+    canceled = change(
         connection,
         job,
         status=JobStatus.CANCELED,
@@ -87,9 +90,9 @@ def cancel_job(connection: Connection, job: AnyRow, reason: str) -> None:
         cancel_requested=job.run_id is not None,
     )
     run = connection.execute(select(runs).where(runs.c.id == job.run_id).with_for_update()).one_or_none()
-    if run is not None and run.lease_until is None:
-        canceled = connection.execute(select(jobs).where(jobs.c.id == job.id)).one()
-        end_run(connection, canceled, run, JobStatus.CANCELED, exit_code=None, reason=reason)
+    if run is None or run.lease_until is not None:
+        return canceled
+    return end_run(connection, canceled, run, JobStatus.CANCELED, exit_code=None, reason=reason)
 
 
 def end_run(
@@ -101,8 +104,11 @@ def end_run(
     exit_code: int | None,
     reason: str | None,
     lost: bool = False,
-) -> None:
-    """End a run in progress. status: of the job, pending where it is to be tried again. lost: its worker was."""
+) -> AnyRow:
+    """End a run in progress; the row of its job as it is then.
+
+    status: of the job, pending where it is to be tried again. lost: its worker was.
+    """
     now = time.time()
     wanted = job.status == JobStatus.IN_PROGRESS.value  # not canceled meanwhile
     given_back = status is JobStatus.PENDING and not lost
@@ -133,4 +139,4 @@ def end_run(
         changes["attempts"] = job.attempts - 1  # its worker was asked to stop: that was no attempt
     if job.status == JobStatus.CANCELED.value or (wanted and status.is_final):
         changes |= {"outputs": merged(outputs_of(connection, job), [run.latest]), "finished_at": now}
-    change(connection, job, **changes)
+    return change(connection, job, **changes)
