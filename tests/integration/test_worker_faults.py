@@ -4,27 +4,28 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from tests.served import Api, Process, Served, served, until
+from tests.served import Api, Process, Served, until
 from tests.workers import (
     FAST,
     WorkerProcess,
+    api,
     ended,
     events,
     is_alive,
     log,
     runs,
+    server,
     status,
     word,
     worker_process,
     working,
 )
 
-__all__ = ["worker_process"]
+__all__ = ["api", "server", "worker_process"]
+
 
 RUNNING = "echo id=$$; exec sleep 600"
 DAEMON = """
@@ -38,17 +39,6 @@ if os.fork() == 0:
 time.sleep(600)
 """
 Start = Callable[..., WorkerProcess]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("server"), migrated=migrated_sqlite, **FAST) as running:
-        yield running
-
-
-@pytest.fixture
-def api(server: Served) -> Api:
-    return server.api()
 
 
 def free_port() -> int:

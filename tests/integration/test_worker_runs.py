@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import delete
 
-from tests.served import Api, Served, served, until
-from tests.workers import FAST, Working, ended, events, log, runs, status, word, working
+from tests.served import Api, Served, until
+from tests.workers import Working, api, ended, events, log, runs, server, status, word, working
 from tutelage.client.errors import ConnectionFailed
 from tutelage.client.results import ClaimedJob
 from tutelage.client.worker_api import WorkerApi
@@ -24,17 +24,7 @@ from tutelage.worker import job_run, worker
 from tutelage.worker.hardware import Gpus, HardwareError
 from tutelage.worker.settings import LogLimits
 
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Served]:
-    """Shared by the tests of this module: each sees the jobs it submitted."""
-    with served(tmp_path_factory.mktemp("server"), migrated=migrated_sqlite, **FAST) as running:
-        yield running
-
-
-@pytest.fixture
-def api(server: Served) -> Api:
-    return server.api()
+__all__ = ["api", "server"]
 
 
 @pytest.fixture
