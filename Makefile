@@ -53,7 +53,7 @@ test-older: $(OLDER_VENV)/installed.stamp  ## Run the tests that need older pack
 	  -k "trackio or all_sinks or inspect" $(ARGS)
 
 bench: $(VENV)/bench.stamp  ## Measure the queue, the API and the page, beside a peer
-	@$(timed); HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/jobs.py $(ARGS)
+	@$(timed); $(require_browser); HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/jobs.py $(ARGS)
 
 check: $(VENV)/dev.stamp  ## Lint, format, types, layers, spelling
 	@$(timed); $(MAKE) --no-print-directory lint format types imports spelling

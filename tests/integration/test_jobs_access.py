@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from tests.databases import KEY, Scene, in_threads, new_organization
 from tutelage.errors import ConfigError, FencedError, JobError, NotFoundError, StorageError
-from tutelage.jobs.access import Access, Principal
+from tutelage.jobs.access import OF_SERVER, Access, Principal
 from tutelage.jobs.database import Database
 from tutelage.jobs.records import Scope
 from tutelage.jobs.status import JobStatus
@@ -24,10 +24,9 @@ def access(database: Database) -> Access:
 
 def test_a_token_lets_in_until_it_is_revoked_or_expires(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
     organization = access.organization("a")
-    assert not access.has_tokens(besides="of serve")
+    assert not access.has_tokens()
     made = access.create_token(organization, "laptop", [Scope.SUBMIT, Scope.READ], expires_at=time.time() + 100)
-    assert access.has_tokens(besides="of serve")
-    assert not access.has_tokens(besides="lap")
+    assert access.has_tokens()
     expected = Principal(organization, frozenset({Scope.READ, Scope.SUBMIT}), made.token.id)
     assert access.principal(made.secret) == expected
     assert access.principal(made.secret + "x") is access.principal("") is access.principal(made.secret[:-1]) is None
@@ -47,7 +46,7 @@ def test_a_token_lets_in_until_it_is_revoked_or_expires(access: Access, monkeypa
     revoked = access.revoke_token(organization, made.token.id)
     assert revoked.revoked_at is not None
     assert access.principal(made.secret) is None
-    assert not access.has_tokens(besides="of serve")
+    assert not access.has_tokens()
     assert access.revoke_token(organization, made.token.id) == revoked  # twice: when it was first
 
 
@@ -80,7 +79,7 @@ def test_the_token_of_a_run_dies_with_it(database: Database, access: Access, end
     assert principal is not None
     assert (principal.run_id, principal.organization) == (run, scene.organization)
     assert access.tokens(scene.organization) == []
-    assert not access.has_tokens(besides="of serve")
+    assert not access.has_tokens()
     if ending == "finish":
         scene.queue.finish(scene.organization, run, JobStatus.FAILED)
     else:
@@ -90,6 +89,18 @@ def test_the_token_of_a_run_dies_with_it(database: Database, access: Access, end
         assert connection.execute(select(tokens.c.id)).all() == []  # and its record with it
     with pytest.raises(FencedError, match=f"{run}: the run is failed"):  # the answer to a claim, too late
         access.create_token(scene.organization, run, [Scope.READ], run_id=run)
+
+
+def test_tokens_of_servers_are_not_those_of_people(access: Access) -> None:
+    """Servers take them away; nobody else gets one that is called so."""
+    organization = access.organization("a")
+    for name in (OF_SERVER, f"{OF_SERVER} room"):
+        with pytest.raises(JobError, match="names that begin so are of servers; choose another"):
+            access.create_token(organization, name, [Scope.ADMIN])
+        access.create_token(organization, name, [Scope.ADMIN], of_server=True)
+    assert not access.has_tokens()
+    access.create_token(organization, f"a {OF_SERVER}", [Scope.READ])
+    assert access.has_tokens()
 
 
 def test_a_full_disk_keeps_nobody_out(database: Database, access: Access, monkeypatch: pytest.MonkeyPatch) -> None:

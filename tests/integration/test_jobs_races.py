@@ -22,10 +22,13 @@ from tests.databases import (
 )
 from tutelage.errors import FencedError, JobError, StorageError, WorkerStoppedError
 from tutelage.jobs import event_log
+from tutelage.jobs.choosing import kept_requirement
 from tutelage.jobs.database import Database
 from tutelage.jobs.event_log import EventLog, NewEvent
 from tutelage.jobs.listing import Listing
 from tutelage.jobs.registry import Registry
+from tutelage.jobs.requirements import Requirement
+from tutelage.jobs.rows import change, require_job
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.stored_files import FileStore
 from tutelage.jobs.tables import jobs
@@ -71,6 +74,29 @@ def test_an_event_that_was_taken_in_before_the_end_is_in_the_outputs(
     added, job, _ = in_threads([append, finish, let_go])
     assert added == 1
     assert job.outputs == {"loss": 1.0}
+
+
+def test_a_job_whose_conditions_change_while_one_waits_for_it_is_still_there(postgresql_scene: Scene) -> None:
+    """PostgreSQL looks at a row anew once it has it, but not at the one it is joined with."""
+    scene = postgresql_scene
+    job = scene.submit(1)
+    held = threading.Event()
+
+    def submit_again() -> None:
+        with scene.database.writing() as connection:
+            row = require_job(connection, scene.organization, job.id, to_change=True)
+            change(connection, row, requirement_id=kept_requirement(connection, Requirement(requires_vram_gb=7.0)))
+            held.set()
+            deadline = time.monotonic() + WAITING_SECONDS
+            while not waits_for_lock(scene.database) and time.monotonic() < deadline:
+                pass
+
+    def cancel() -> Any:
+        assert held.wait(WAITING_SECONDS)
+        return scene.queue.cancel(scene.organization, job.id)
+
+    _, canceled = in_threads([submit_again, cancel])
+    assert (canceled.status, canceled.requires_vram_gb) == (JobStatus.CANCELED, 7.0)
 
 
 def test_a_heartbeat_that_was_answered_keeps_the_run(postgresql_scene: Scene) -> None:

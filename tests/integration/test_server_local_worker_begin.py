@@ -16,10 +16,11 @@ import pytest
 
 from tests.served import until
 from tutelage.errors import StorageError
+from tutelage.jobs.access import OF_SERVER
 from tutelage.jobs.records import Scope
 from tutelage.server import local_worker
 from tutelage.server.local_worker import LocalWorker, environment_of_worker, shorten
-from tutelage.server.services import LOCAL_WORKER, Services, open_services
+from tutelage.server.services import Services, open_services
 from tutelage.server.settings import ServerSettings
 
 EVERYTHING = {
@@ -153,12 +154,12 @@ def test_tokens_of_servers_that_were_killed_are_revoked_when_nobody_uses_them(
     """The worker of a server that was killed finishes its job: a token that is used stays until it is not."""
     organization = services.organization
     made = {
-        name: services.access.create_token(organization, name, [Scope.WORKER])
-        for name in (f"{LOCAL_WORKER} used", f"{LOCAL_WORKER} unused", "of people")
+        name: services.access.create_token(organization, name, [Scope.WORKER], of_server=name != "of people")
+        for name in (f"{OF_SERVER} used", f"{OF_SERVER} unused", "of people")
     }
     read = services.access.tokens
     now = datetime.now(timezone.utc)
-    ages = {f"{LOCAL_WORKER} used": timedelta(minutes=4), f"{LOCAL_WORKER} unused": timedelta(minutes=6)}
+    ages = {f"{OF_SERVER} used": timedelta(minutes=4), f"{OF_SERVER} unused": timedelta(minutes=6)}
 
     def tokens(organization: str) -> Any:
         found = read(organization)
@@ -174,12 +175,12 @@ def test_tokens_of_servers_that_were_killed_are_revoked_when_nobody_uses_them(
     def alive(name: str) -> bool:
         return services.access.principal(made[name].secret) is not None
 
-    until(lambda: not alive(f"{LOCAL_WORKER} unused"))
-    assert alive(f"{LOCAL_WORKER} used")
+    until(lambda: not alive(f"{OF_SERVER} unused"))
+    assert alive(f"{OF_SERVER} used")
     assert alive("of people")
     assert services.access.principal(found.environments[0]["TUTELAGE_API_KEY"]) is not None
-    ages[f"{LOCAL_WORKER} used"] = timedelta(minutes=6)
-    until(lambda: not alive(f"{LOCAL_WORKER} used"))
+    ages[f"{OF_SERVER} used"] = timedelta(minutes=6)
+    until(lambda: not alive(f"{OF_SERVER} used"))
 
 
 def test_its_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

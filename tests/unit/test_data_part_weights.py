@@ -131,6 +131,28 @@ def test_an_answer_that_the_template_changes_is_refused() -> None:
         shouting.encode(row_of([part("ab", 0.5), part("c")]))
 
 
+def test_one_weight_needs_no_place() -> None:
+    shouting = ChatTemplate(TOKENIZER, CHATML.replace("message['content']", "message['content']|replace('a', 'A')"))
+    row = shouting.encode(row_of("ab", weight=0.5))
+    assert {weight for _, weight in weighed(row)} == {0.5}
+
+
+def test_objectives_that_take_answers_whole_need_none_either() -> None:
+    """`encode_response` is what sdft, grpo and pairs of answers read."""
+    shouting = ChatTemplate(TOKENIZER, CHATML.replace("message['content']", "message['content']|replace('a', 'A')"))
+    weighted = row_of([part("ab", 0.5), part("c")])
+    assert shouting.encode_response(weighted.messages) == shouting.encode_response(row_of("abc").messages)
+
+
+def test_weights_of_a_turn_that_cannot_be_located_are_refused() -> None:
+    """Where every token is trained such a turn is no error by itself."""
+    hiding = ChatTemplate(TOKENIZER, CHATML.replace("message['content']", "(message['content'] if loop.last else '…')"))
+    answers = ([part("1", 0.5), part("2")], "3")
+    turns = [turn for answer in answers for turn in (QUESTION, {"role": "assistant", "content": answer})]
+    with pytest.raises(DataError, match="renders message 2 such that it cannot be located, so its weights have no"):
+        hiding.encode(parse_conversation({"messages": turns}, "x:1"), responses_only=False)
+
+
 def test_batches_carry_them() -> None:
     """Weights stand at the token itself; padding has 0."""
     first = TokenRow([5, 6, 7], [-100, 6, 7], 2.0, 0, "x:1", [1.0, 0.5, -1.0])
@@ -185,7 +207,7 @@ def test_only_answers_have_weights() -> None:
         parse_conversation({"messages": [{"role": "user", "content": [part("q", 1)]}, answer]}, "x:1")
     with pytest.raises(DataError, match=r"x:1: message 1 \(user\) is not to be trained, but train_on_responses_only"):
         CHAT.encode(parse_conversation({"messages": [free, answer]}, "x:1"), responses_only=False)
-    with pytest.raises(DataError, match="which is read in 'messages' only"):
+    with pytest.raises(DataError, match="a 'weight', which means nothing there; remove it"):
         parse_conversation({"instruction": "q", "output": [part("a", 0.5)]}, "x:1")
 
 

@@ -319,6 +319,16 @@ def test_a_folder_without_a_lock_goes_when_it_is_old(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run-new"]
 
 
+def test_a_folder_whose_lock_cannot_be_looked_at_stays(tmp_path: Path) -> None:
+    """Of another user, or there are no descriptors left: somebody's all the same."""
+    folder = tmp_path / "runs" / "run-other"
+    (folder / "job").mkdir(parents=True)
+    (folder / ".lock").symlink_to(".lock")  # opening it fails, whoever one is
+    os.utime(folder, (1.0, 1.0))
+    remove_left_behind(tmp_path)
+    assert (folder / "job").is_dir()
+
+
 def test_a_canceled_run_fetches_no_more(tmp_path: Path) -> None:
     """Its folder is about to be removed: a download that begins now would make it again."""
     signals = RunSignals()

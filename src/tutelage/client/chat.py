@@ -176,7 +176,10 @@ class AsyncChatCompletions(_Chat):
 def _own_key() -> str:
     key = os.environ.get(OPENAI_KEY)
     if not key:
-        raise ConfigError(f"the model is one of OpenAI, which wants a key of its own; set {OPENAI_KEY}")
+        raise ConfigError(
+            f"{OPENAI_KEY} is not set, and no job serves a model of that name, which is one of OpenAI's; "
+            "set it to ask there, or deploy a model of your own"
+        )
     return key
 
 

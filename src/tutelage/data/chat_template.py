@@ -4,7 +4,7 @@ No lengths are checked and no rows collected here (see prepare.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -88,6 +88,11 @@ class ChatTemplate:
         for index in sorted(tokens.unlocated):
             if messages[index].train is responses_only:
                 raise self._unlocated(index, place)
+            if messages[index].train and messages[index].part_weights:
+                raise DataError(
+                    f"{place}: {self.name} renders message {index + 1} such that it cannot be located, so its weights "
+                    "have no place; remove them, or set another chat_template"
+                )
         for index, message in enumerate(messages):
             if not responses_only and message.role != "assistant" and not message.train:
                 raise DataError(
@@ -114,7 +119,7 @@ class ChatTemplate:
         The same ids that `encode` trains for that turn. Raises like `encode`.
         """
         last = len(messages) - 1
-        tokens = self._tokens(messages, place)
+        tokens = self._tokens([replace(message, part_weights=None) for message in messages], place)
         if last in tokens.unlocated:
             raise self._unlocated(last, place)
         return [token for token, turn in zip(tokens.ids, tokens.turns, strict=True) if turn == last]
@@ -194,8 +199,10 @@ class ChatTemplate:
 
     def _part_weights(self, message: Message, rendered: str, ids: list[int], place: str) -> list[float]:
         """Of each token of an answer: the weight of the part in which its first character that is no space lies."""
-        if message.part_weights is None:
+        if message.part_weights is None or not message.train:
             return [1.0] * len(ids)
+        if len(factors := {weight for _, weight in message.part_weights}) == 1:
+            return [*factors] * len(ids)
         content = message.content.strip()
         at = rendered.rfind(content)
         starts = self._starts(rendered, ids)

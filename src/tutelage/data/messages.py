@@ -100,7 +100,7 @@ def text_of(content: Any, name: str) -> str:
     """Content that is a string or a list of text parts, as a string. Raises BadRow."""
     text = _joined(content, name)
     if isinstance(content, list) and any(part.get("weight") is not None for part in content):
-        raise BadRow(f"{name} has parts with a 'weight', which is read in 'messages' only; give the row as 'messages'")
+        raise BadRow(f"{name} has parts with a 'weight', which means nothing there; remove it, or give 'messages'")
     return text
 
 

@@ -20,6 +20,8 @@ from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import organizations, runs, secrets, tokens
 
 DEFAULT_ORGANIZATION = "default"
+OF_SERVER = "worker of serve"
+"""How names of tokens begin that servers make for the workers beside them."""
 PREFIX = "tut-"
 LAST_USED_EVERY_SECONDS = 60
 LAST_MOMENT = 253402300800.0
@@ -90,10 +92,10 @@ class Access:
             raise NotFoundError(f"{organization}: there is no such organisation")
         return name
 
-    def has_tokens(self, *, besides: str) -> bool:
-        """Whether somebody can get in by a token, leaving out those whose name begins with `besides`."""
+    def has_tokens(self) -> bool:
+        """Whether somebody can get in by a token that is none of a server's own."""
         lives = or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > time.time())
-        others = ~tokens.c.name.startswith(besides, autoescape=True)
+        others = ~tokens.c.name.startswith(OF_SERVER, autoescape=True)
         query = select(tokens.c.id).where(tokens.c.run_id.is_(None), tokens.c.revoked_at.is_(None), lives, others)
         with self.database.reading() as connection:
             return connection.execute(query.limit(1)).scalar() is not None
@@ -106,11 +108,15 @@ class Access:
         *,
         expires_at: float | None = None,
         run_id: str | None = None,
+        of_server: bool = False,
     ) -> NewToken:
         """A new token. Raises JobError where it has no scope or has expired already.
 
-        run_id: the token goes with this run; raises NotFoundError and FencedError where there is none in progress.
+        of_server: a server gives it to the worker beside it, and takes it away; no other is called so. run_id: the
+        token goes with this run; raises NotFoundError and FencedError where there is none in progress.
         """
+        if name.startswith(OF_SERVER) and not of_server:
+            raise JobError(f"token '{name[:80]}': names that begin so are of servers; choose another")
         granted = [scope for scope in Scope if scope in set(scopes)]
         if not granted:
             raise JobError(f"token '{name}': give it a scope, one of {', '.join(scope.value for scope in Scope)}")

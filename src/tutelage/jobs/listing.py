@@ -100,9 +100,10 @@ class Listing:
     def trained_as(self, organization: str, name: str) -> Job | None:
         """The newest completed job whose model was to be called so (`finetuned_model_id`); None where none is.
 
-        A name that still has a place for the job's id is that of every job.
+        Only names that were given whole: the places of others, such as `{job_id}`, are filled in by the run, and what
+        came of them is not known here.
         """
-        if "{job_id}" in name:
+        if "{" in name:
             return None
         query = job_columns().where(
             jobs.c.organization_id == organization,

@@ -29,6 +29,7 @@ from tutelage.jobs.rows import (
     insert_new,
     job_columns,
     job_of,
+    locked_job,
     offer_of,
     require_files,
     require_job,
@@ -177,7 +178,7 @@ class Queue:
         with self.database.writing() as connection:
             of_run = select(runs.c.job_id).where(runs.c.id == run_id, runs.c.organization_id == organization)
             its_job = job_columns().where(jobs.c.id == of_run.scalar_subquery())
-            job = connection.execute(its_job.with_for_update(of=jobs)).one_or_none()
+            job = locked_job(connection, its_job)
             if job is None:
                 raise NotFoundError(f"{run_id}: there is no such run")
             run = require_run(connection, organization, run_id, to_change=True)

@@ -16,6 +16,7 @@ from tutelage.jobs.status import JobStatus, require_transition
 from tutelage.jobs.tables import files, jobs, requirements, runs
 
 AnyRow = Row[Unpack[tuple[Any, ...]]]
+# SQLite gives back columns without the names of their tables: `requirements` must have none called requirement_id.
 _CONDITIONS = (
     select(requirements.c.conditions)
     .where(requirements.c.id == jobs.c.requirement_id)
@@ -132,10 +133,20 @@ def offer_of(row: AnyRow) -> Offer:
 def require_job(connection: Connection, organization: str, job_id: str, *, to_change: bool = False) -> AnyRow:
     """The row of a job, kept from others until the transaction ends if `to_change`. Raises NotFoundError."""
     query = job_columns().where(jobs.c.id == job_id, jobs.c.organization_id == organization)
-    row = connection.execute(query.with_for_update(of=jobs) if to_change else query).one_or_none()
+    row = locked_job(connection, query) if to_change else connection.execute(query).one_or_none()
     if row is None:
         raise NotFoundError(f"{job_id}: there is no such job; list them with: tutelage jobs ls")
     return row
+
+
+def locked_job(connection: Connection, query: Select[Any]) -> AnyRow | None:
+    """The row of a query of `job_columns` for one job, kept from others until the transaction ends; None, if none is.
+
+    Where its conditions change while PostgreSQL waits for the row, it joins the new row with the old conditions, and
+    finds none: asked again, it sees both as they are.
+    """
+    locking = query.with_for_update(of=jobs)
+    return connection.execute(locking).one_or_none() or connection.execute(locking).one_or_none()
 
 
 def require_files(connection: Connection, organization: str, file_ids: Collection[str]) -> None:

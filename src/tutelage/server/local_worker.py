@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tutelage.errors import TutelageError
+from tutelage.jobs.access import OF_SERVER
 from tutelage.jobs.records import Scope, Token
-from tutelage.server.services import LOCAL_WORKER, Services
+from tutelage.server.services import Services
 from tutelage.server.settings import KEY_VARIABLE, ServerSettings
 
 WORKER_GRACE_SECONDS = 20.0
@@ -28,6 +29,8 @@ FORGOTTEN_SECONDS = 300.0
 MAX_LOG_BYTES = 8 * 1024 * 1024
 """Of worker.log; what was before is worker.log.1."""
 OF_THE_SERVER = frozenset({KEY_VARIABLE, "TUTELAGE_DATABASE", "TUTELAGE_FILES"})
+OF_THE_DATABASE = ("PGDATABASE", "PGHOST", "PGPASS", "PGSERVICE", "PGSSL", "PGUSER")
+"""How names of variables begin by which PostgreSQL's library finds the records and gets in."""
 OF_THE_STORE = ("AWS_", "AZURE_", "FSSPEC_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
 """How names of variables begin that let into a store of files."""
 
@@ -39,7 +42,7 @@ class LocalWorker:
         self._services = services
         self._url = url
         self._say = say
-        self._name = f"{LOCAL_WORKER} {socket.gethostname()} {url}"
+        self._name = f"{OF_SERVER} {socket.gethostname()} {url}"
         self._process: subprocess.Popen[bytes] | None = None
         self._token: str | None = None
         self._lock = threading.Lock()  # no process begins once `_closing` is set
@@ -113,6 +116,7 @@ class LocalWorker:
         if self._closing.is_set():
             return True
         if process.returncode == 0:
+            self._revoke(self._token)
             self._say(f"the worker was stopped, no other begins until this server is started again; see {self._log}")
             return True
         self._say(f"the worker ended with exit code {process.returncode}; another one begins")
@@ -122,7 +126,9 @@ class LocalWorker:
         """The new process; None where the server is about to stop. Raises OSError and StorageError."""
         self._revoke(self._token)
         services = self._services
-        new = services.access.create_token(services.organization, self._name, [Scope.WORKER, Scope.READ])
+        new = services.access.create_token(
+            services.organization, self._name, [Scope.WORKER, Scope.READ], of_server=True
+        )
         self._token = new.token.id
         home = services.settings.home
         command = [sys.executable, "-m", "tutelage", "worker", "--name", "local", "--folder", str(home / "worker")]
@@ -146,7 +152,7 @@ class LocalWorker:
 
     def _left_behind(self) -> list[Token]:
         """Tokens of workers whose servers were killed. Others may share the records: theirs are of other addresses."""
-        begin = LOCAL_WORKER if self._services.settings.is_embedded else self._name
+        begin = OF_SERVER if self._services.settings.is_embedded else self._name
         tokens = self._services.access.tokens(self._services.organization)
         return [token for token in tokens if token.revoked_at is None and token.name.startswith(begin)]
 
@@ -166,8 +172,8 @@ class LocalWorker:
 
 
 def environment_of_worker(environment: Mapping[str, str], settings: ServerSettings) -> dict[str, str]:
-    """What the worker is given of the server's: neither it nor its jobs get into the records and files themselves."""
-    private = () if settings.keeps_files_here else OF_THE_STORE
+    """The server's variables without those that let into its records and files: they are not for jobs."""
+    private = (() if settings.is_embedded else OF_THE_DATABASE) + (() if settings.keeps_files_here else OF_THE_STORE)
     found = {
         name: value for name, value in environment.items() if name not in OF_THE_SERVER and not name.startswith(private)
     }

@@ -16,7 +16,6 @@ from tutelage.server.masking import Masking
 from tutelage.server.notices import Notices
 from tutelage.server.settings import ServerSettings, secret_key
 
-LOCAL_WORKER = "worker of serve"
 """How the names of tokens begin that workers beside servers have."""
 
 
@@ -53,7 +52,7 @@ def open_services(settings: ServerSettings) -> Services:
     access = Access(database, secret_key(settings.home))
     organization = access.organization()
     # What a server that was killed left of its own worker's tokens is nobody's.
-    if not settings.open_on_loopback and not access.has_tokens(besides=LOCAL_WORKER):
+    if not settings.open_on_loopback and not access.has_tokens():
         raise ConfigError(
             f"--host {settings.host}: others than this machine, or other stores, need tokens, and there is none; "
             "make one first: tutelage token create NAME --scope admin"

@@ -52,6 +52,7 @@ class RunFolder:
         self.job = self.path / "job"
         self.log = self.path / "output.log"
         self._kept = folder / "kept" / run_id
+        self._lock = -1
         try:
             shutil.rmtree(self.path, ignore_errors=True)
             self.job.mkdir(parents=True)
@@ -61,6 +62,8 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unnamed.rename(self.path / _LOCK)  # under its name nobody ever sees it open to others
         except OSError as error:
+            if self._lock >= 0:
+                os.close(self._lock)
             raise OutputError(
                 f"{self.path}: cannot be made ({error.strerror}); free space there or give the worker another --folder"
             ) from error
@@ -80,10 +83,12 @@ def remove_left_behind(folder: Path) -> None:
     for path in (folder / "runs").glob("run-*"):
         try:
             lock = os.open(path / _LOCK, os.O_RDWR)
-        except OSError:  # it is being made or removed, unless whoever did that was killed
+        except FileNotFoundError:  # it is being made or removed, unless whoever did that was killed
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > WITHOUT_LOCK_SECONDS:
                     remove(path)
+            continue
+        except OSError:  # there is a lock that cannot be looked at: somebody's
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

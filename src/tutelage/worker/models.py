@@ -21,6 +21,8 @@ from tutelage.jobs.mounts import place_in
 from tutelage.jobs.records import Event, Run
 from tutelage.jobs.status import JobStatus
 
+MAX_NAME = 200
+"""Nobody can choose a longer name for a model: the server takes none."""
 MODEL_FIELDS: Mapping[str, tuple[str, ...]] = {
     "fine_tuning": ("model",),
     "weighted_sft": ("model",),
@@ -131,7 +133,7 @@ class ModelCache:
             path = Path(name).expanduser()
             if path.exists():
                 return str(path.absolute())
-        chosen = self._api.trained_as(name)
+        chosen = self._api.trained_as(name) if len(name) <= MAX_NAME else None
         reference = None if chosen is None else ModelReference.parsed(chosen)
         return name if reference is None else str(self.fetch(reference))
 

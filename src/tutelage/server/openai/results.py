@@ -18,14 +18,14 @@ AT_ONCE = 100
 def result_files(database: Database, jobs: Iterable[Job]) -> dict[str, list[str]]:
     """Ids of the files of purpose `result` that the newest run of each completed job told of, in their order."""
     ids = [job.id for job in jobs if job.status is JobStatus.COMPLETED]
-    found: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, dict[str, None]] = defaultdict(dict)
     with database.reading() as connection:
         for begin in range(0, len(ids), AT_ONCE):
             _add(found, connection, ids[begin : begin + AT_ONCE])
-    return found
+    return {job_id: list(file_ids) for job_id, file_ids in found.items()}
 
 
-def _add(found: dict[str, list[str]], connection: Connection, ids: list[str]) -> None:
+def _add(found: dict[str, dict[str, None]], connection: Connection, ids: list[str]) -> None:
     newest = (
         select(runs.c.job_id, func.max(runs.c.created_at).label("created_at"))
         .where(runs.c.job_id.in_(ids))
@@ -41,5 +41,4 @@ def _add(found: dict[str, list[str]], connection: Connection, ids: list[str]) ->
         .order_by(events.c.id)
     )
     for row in connection.execute(query):
-        if row.file_id not in found[row.job_id]:
-            found[row.job_id].append(row.file_id)
+        found[row.job_id][row.file_id] = None

@@ -106,6 +106,8 @@ def new_job(
 def clone(request: Request, job_id: Annotated[str, Path(max_length=200)], parts: Parts, who: Submitter) -> Response:
     """A form with what a job was."""
     job = parts.listing.job(who.organization, job_id)
+    if job.kind not in EXAMPLES:
+        raise JobError(f"{job.id}: a script runs where it was started; start it there again")
     return _form(request, parts, who, _of_job(job))
 
 
