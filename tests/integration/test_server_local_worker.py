@@ -12,8 +12,9 @@ import pytest
 
 from tests.served import Api, Process, until
 from tutelage.errors import ConfigError
+from tutelage.jobs.access import OF_SERVER
 from tutelage.jobs.records import Scope
-from tutelage.server.services import LOCAL_WORKER, open_services
+from tutelage.server.services import open_services
 from tutelage.server.settings import ServerSettings
 
 Start = Callable[..., Process]
@@ -185,7 +186,7 @@ def test_a_worker_that_is_lost_is_started_again(processes: Start, tmp_path: Path
     assert "the worker ended with exit code -9; another one begins" in server.output
     names = [token["name"] for token in api.ok("GET", "/api/tokens")["data"] if token["revoked_at"] is None]
     assert len(names) == 1
-    assert names[0].startswith(LOCAL_WORKER)
+    assert names[0].startswith(OF_SERVER)
     began = time.monotonic()
     os.kill(server.process.pid, signal.SIGTERM)
     assert server.process.wait(20) == 0
