@@ -7,7 +7,7 @@ import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -121,14 +121,17 @@ def test_an_adapter_that_cannot_be_merged_says_why(tmp_path: Path) -> None:
 class Loading(BaseHTTPRequestHandler):
     """The model's server: it is healthy, and has loaded whatever it is asked to."""
 
+    asked: ClassVar[list[str]] = []
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         self._answer(b"ok")
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"])
         self._answer(b'data: {"status": "ready"}\n')
 
     def _answer(self, content: bytes) -> None:
@@ -163,3 +166,4 @@ def test_no_proxy_stands_between_a_job_and_its_own_server(tmp_path: Path, monkey
                     process._reader.join()
                     loading.shutdown()
                     thread.join()
+    assert Loading.asked == ["/health", "0-m", "1-other"]
