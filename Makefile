@@ -90,8 +90,9 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	@$(call install,.[train])
 	@touch $@
 
+# A comma would end the argument of `call`.
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
-	@$(call install,.[dev,bench])
+	@$(call install,.[bench])
 	@touch $@
 
 $(AXOLOTL_VENV)/installed.stamp: $(AXOLOTL_PINS)
