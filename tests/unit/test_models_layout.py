@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import (
     GPTNeoConfig,
@@ -19,7 +21,7 @@ from tutelage.models import Layout, head_forward, lay_out, layout, padded, respo
 from tutelage.models.layout import takes_trees
 from tutelage.models.scoring import Pair, predicting_places, response_hidden
 
-BEGINNING = [5, 6, 7, 8, 9, 10]
+BEGINNING = [5, 6, 7, 8, 9, 10, 14, 15]
 SEQUENCES = [
     [*BEGINNING, 11, 12, 2],
     [*BEGINNING, 11, 13, 14, 2],
@@ -41,19 +43,49 @@ def hidden_of(model: nn.Module, laid_out: Layout) -> list[torch.Tensor]:
     return [hidden_ND[place] for place in laid_out.places]
 
 
-def test_a_tree_by_hand() -> None:
-    """Sequences 5 6, 5 7 8 and 9 are the nodes 5, 6, 7, 8, 9: depths 0, 1, 1, 2, 0."""
-    found = lay_out(model_of(), [[5, 6], [5, 7, 8], [9]])
-    assert found.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
-    assert found.inputs["position_ids"].tolist() == [[0, 1, 1, 2, 0]]
-    assert (found.inputs["attention_mask"][0, 0] == 0).int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 0, 1, 0, 0],
-        [1, 0, 1, 1, 0],
-        [0, 0, 0, 0, 1],
-    ]
-    assert [place.tolist() for place in found.places] == [[0, 1], [0, 2, 3], [4]]
+def test_a_tree_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences 5 6 7, 5 6 8 9, 5 6 and 9 where two tokens are enough to be shared: branches 5 6, 7, 8 9 and 9."""
+    monkeypatch.setattr(layout, "SHORTEST_SHARED", 2)
+    found = lay_out(model_of(), [[5, 6, 7], [5, 6, 8, 9], [5, 6], [9]])
+    assert found.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9, 9]]
+    assert found.inputs["position_ids"].tolist() == [[0, 1, 2, 2, 3, 0]]
+    branches = found.inputs["branches"]
+    assert branches.lengths == [2, 1, 2, 1]
+    assert branches.ancestors == [[], [0], [0], []]
+    assert branches.mask(2, torch.device("cpu")).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert [place.tolist() for place in found.places] == [[0, 1, 2], [0, 1, 3, 4], [0, 1], [5]]
+
+
+def test_a_short_beginning_is_not_shared() -> None:
+    """Seven tokens stand twice, eight once; below a shared beginning it is the same again."""
+    seven, eight = [*range(3, 10)], [*range(3, 11)]
+    assert lay_out(model_of(), [[*seven, 20], [*seven, 21]]).inputs["branches"].lengths == [8, 8]
+    assert lay_out(model_of(), [[*eight, 20], [*eight, 21]]).inputs["branches"].lengths == [8, 1, 1]
+    deeper = [[*eight, 20, *seven, 30], [*eight, 20, *seven, 31], [*eight, 21]]
+    found = lay_out(model_of(), deeper).inputs["branches"]
+    assert (found.lengths, found.ancestors) == ([8, 8, 1, 1, 1], [[], [0], [0, 1], [0, 1], [0]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=30), min_size=1, max_size=6),
+    st.lists(st.integers(1, 3), max_size=12),
+)
+def test_every_token_has_its_own_past(endings: list[list[int]], beginning: list[int]) -> None:
+    """Whatever is shared: a token's branch and its ancestors hold exactly the tokens before it, in order."""
+    sequences = [[*beginning, *ending] for ending in endings]
+    found = layout._Tree.of(sequences)
+    starts = [sum(found.lengths[:branch]) for branch in range(len(found.lengths))]
+    branch_of = [branch for branch, length in enumerate(found.lengths) for _ in range(length)]
+    for number, sequence in enumerate(sequences):
+        path = found.paths[number]
+        assert [found.tokens[place] for place in path] == sequence
+        assert [found.depths[place] for place in path] == [*range(len(sequence))]
+        branch = branch_of[path[-1]]
+        before = [
+            place for one in found.ancestors[branch] for place in range(starts[one], starts[one] + found.lengths[one])
+        ]
+        assert [*before, *range(starts[branch], path[-1] + 1)] == path
 
 
 def test_padded_by_hand() -> None:
@@ -69,14 +101,30 @@ def test_predicting_places_by_hand() -> None:
     assert predicting_places(padded([[*prompt, *response] for prompt, response in pairs]), pairs).tolist() == [1, 2, 4]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_hidden_states_are_those_of_rows_of_their_own(attention: str) -> None:
-    model = model_of(attention)
+def test_hidden_states_are_those_of_rows_of_their_own() -> None:
+    model = model_of()
     tree = lay_out(model, SEQUENCES)
-    assert "position_ids" in tree.inputs
-    assert tree.inputs["input_ids"].shape == (1, 16)
+    assert tree.inputs["input_ids"].shape == (1, 19)  # 8 shared, then 3, 4 and nothing more; 3; 1
     for found_TD, expected_TD in zip(hidden_of(model, tree), hidden_of(model, padded(SEQUENCES)), strict=True):
         torch.testing.assert_close(found_TD, expected_TD, rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_attends_as_before_where_there_are_no_branches() -> None:
+    """Bit for bit, also with padding on the left; and what is saved of the configuration knows nothing of it."""
+    inputs = {"input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
+    model = model_of()
+    before, config = model(**inputs).logits, model.config.to_json_string()
+    assert takes_trees(model)
+    assert torch.equal(model(**inputs).logits, before)
+    assert model.config.to_json_string() == config
+
+
+def test_attention_that_knows_of_no_branches_fails() -> None:
+    model = model_of()
+    tree = lay_out(model, SEQUENCES)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="size"):
+        hidden_of(model, tree)
 
 
 def test_gradients_of_branches_add_up() -> None:
@@ -91,9 +139,8 @@ def test_gradients_of_branches_add_up() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_choices_are_scored_as_one_by_one(attention: str, batch_size: int) -> None:
-    model = model_of(attention)
+def test_choices_are_scored_as_one_by_one(batch_size: int) -> None:
+    model = model_of()
     choices = [[10, 11, 12, 2], [10, 11, 13, 14, 2], [10, 11, 2], [60], [60, 61], [10, 11, 2]]
     pairs: list[Pair] = [([5, 6, 7, 8], choice) for choice in choices] + [([9] * 20, [30, 31, 2]), ([3], [50])]
     alone = [response_log_probs(model, [pair])[0] for pair in pairs]
@@ -101,14 +148,8 @@ def test_choices_are_scored_as_one_by_one(attention: str, batch_size: int) -> No
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
-def test_rows_are_padded_where_nothing_is_shared() -> None:
-    """Attention over the other branches costs, and nothing is saved."""
-    assert "position_ids" not in lay_out(model_of(), [[5, 6, 7, 8], [9, 10, 11, 12]]).inputs
-
-
-def test_rows_are_padded_where_the_mask_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LARGEST_TREE", 15)
-    assert "position_ids" not in lay_out(model_of(), SEQUENCES).inputs
+def test_eager_attention_gets_rows_of_their_own() -> None:
+    assert "branches" not in lay_out(model_of("eager"), SEQUENCES).inputs
 
 
 def test_windows_are_not_replaced_by_the_mask() -> None:
@@ -147,11 +188,11 @@ def test_a_layer_that_carries_a_state_gets_rows_of_its_own() -> None:
     assert not takes_trees(MambaForCausalLM(config))
 
 
-def test_a_model_that_takes_the_mask_and_ignores_it_is_found_out() -> None:
+def test_a_model_that_takes_branches_and_ignores_them_is_found_out() -> None:
     model: Any = model_of()
     forward = model.base_model.forward
     model.base_model.forward = lambda input_ids, position_ids=None, attention_mask=None, **options: forward(
-        input_ids=input_ids, position_ids=position_ids, **options
+        input_ids=input_ids, position_ids=position_ids, use_cache=False
     )
     assert not takes_trees(model)
     model = model_of()

@@ -1,30 +1,30 @@
 """Token sequences made into one batch of a model's inputs, and where each of their tokens went.
 
-Sequences that begin alike (one system prompt, several answers to one question) are laid out as a tree of their
-tokens: what they share is computed once. A token sees its own ancestors and no other branch, by a mask and position
-ids of its own, so its hidden state is the one it has in a row of its own; a gradient that arrives from several
-branches adds up. Eight chat prompts of 36 tokens, 23 of them the same system turn, with answers of 13 are 231
-positions in place of 392, and none of them is padding. Otherwise rows are padded.
+Sequences are laid end to end, without padding, as a tree: what several of them begin with (one system prompt, several
+answers to one question) is computed once, and each goes on as a branch that sees its own ancestors and no other branch
+(`branch_attention.py`). With position ids of its own a token has the hidden state it has in a row of its own; a
+gradient that arrives from several branches adds up. Eight chat prompts of 36 tokens, 23 of them the same system turn,
+with answers of 13 are 231 positions in place of 392. Where a model does not take that, rows are padded.
 
 Not here: the head and the loss on top (`head.py`, `losses`).
 """
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tutelage.models.branch_attention import BRANCHES, Branches
 from tutelage.models.inference import inference_mode_of
 from tutelage.models.wrappers import unwrapped
 
-LARGEST_TREE = 4096
-"""Tokens; the mask holds the square of it."""
-MASKABLE_ATTENTION = ("sdpa", "eager")
-"""Implementations that take a mask of each position over each other."""
-PROBE = [[1, 2, 3, 4, 5], [1, 2, 6], [1, 2, 3, 7, 8, 9]]
+SHORTEST_SHARED = 8
+"""Tokens. A shorter beginning is computed once for each: a branch more costs more than so few positions."""
+PROBE = [[*range(1, 10), 10, 11], [*range(1, 10), 12], [*range(1, 10), 13, 3, 1, 14, 7], [15, 2, 3], [*range(1, 10)]]
 """Sequences on which a tree is compared with rows of their own."""
 
 
@@ -33,7 +33,7 @@ class Layout:
     """`inputs`: what a decoder takes. `places`: for each sequence, int64 [length], the rows of its tokens in the
     hidden states `[B, T, D].flatten(0, 1)`."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     places: list[Tensor]
 
     @property
@@ -42,21 +42,16 @@ class Layout:
         return torch.cat(self.places)
 
     def to(self, device: torch.device | str) -> "Layout":
-        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.inputs.items()}
         return Layout(inputs, [place.to(device) for place in self.places])
 
 
 def lay_out(model: nn.Module, sequences: Sequence[Sequence[int]], otherwise: Layout | None = None) -> Layout:
-    """A tree where the model takes one and it is the cheaper way, else `otherwise`, which is padded rows unless given.
-
-    On the model's device.
-    """
+    """A tree where the model takes one, else `otherwise`, which is padded rows unless given. On the model's device."""
     inner = unwrapped(model)
-    otherwise = padded(sequences) if otherwise is None else otherwise
-    tree = _Tree.of(sequences) if takes_trees(model) else None
-    if tree is not None and _tree_is_cheaper(model, tree, otherwise):
-        return tree.layout(inner.dtype).to(inner.device)
-    return otherwise.to(inner.device)
+    if takes_trees(model):
+        return _Tree.of(sequences).layout(inner.dtype).to(inner.device)
+    return (padded(sequences) if otherwise is None else otherwise).to(inner.device)
 
 
 def padded(sequences: Sequence[Sequence[int]]) -> Layout:
@@ -74,17 +69,20 @@ def padded(sequences: Sequence[Sequence[int]]) -> Layout:
 def takes_trees(model: nn.Module) -> bool:
     """Whether a tree gives this model the hidden states of rows of their own; found out once, by trying.
 
-    Not for attention that takes no mask, for windows (the mask would replace them), or for layers that carry a
-    state along the row, through which one branch would see another. In float32 on a CPU only: elsewhere rounding
-    hides what the trial looks for, and nothing of it has been run.
+    A model that does has the attention of `branch_attention` from then on. Not for attention of another kind, for
+    windows (positions lie elsewhere than in a row), or for layers that carry a state along the row, through which one
+    branch would see another. In float32 on a CPU only: elsewhere rounding hides what the trial looks for, and nothing
+    of it has been run.
     """
     inner = unwrapped(model)
     if inner.device.type != "cpu" or inner.dtype not in (torch.float32, torch.float64):
         return False
-    if getattr(inner.config, "_attn_implementation", None) not in MASKABLE_ATTENTION:
+    if getattr(inner.config, "_attn_implementation", None) not in ("sdpa", BRANCHES):
         return False
     if not hasattr(inner, "_tutelage_takes_trees"):
         inner._tutelage_takes_trees = _found_to_take_trees(inner)
+    if inner._tutelage_takes_trees:  # a model that shares its configuration may have been tried since
+        inner.config._attn_implementation = BRANCHES
     return inner._tutelage_takes_trees
 
 
@@ -96,18 +94,25 @@ def _found_to_take_trees(inner: Any) -> bool:
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     if windowed or not takes_positions or set(kinds) != {"full_attention"} or config.vocab_size <= max(map(max, PROBE)):
         return False
-    tree = _Tree.of(PROBE)
-    assert tree is not None
-    layouts = padded(PROBE).to(inner.device), tree.layout(inner.dtype).to(inner.device)
+    layouts = padded(PROBE).to(inner.device), _Tree.of(PROBE).layout(inner.dtype).to(inner.device)
+    found = False
     try:
         with inference_mode_of(inner):
             expected_ND, found_ND = (
-                inner.base_model(**layout.inputs, use_cache=False).last_hidden_state.flatten(0, 1)[layout.all_places]
-                for layout in layouts
+                _hidden(inner, layout, attention) for layout, attention in zip(layouts, ("sdpa", BRANCHES), strict=True)
             )
+        found = float((expected_ND - found_ND).abs().max()) <= 1e-4 * float(expected_ND.abs().max())
     except Exception:  # whatever an architecture says to inputs it does not know
-        return False
-    return float((expected_ND - found_ND).abs().max()) <= 1e-4 * float(expected_ND.abs().max())
+        found = False
+    finally:
+        inner.config._attn_implementation = BRANCHES if found else "sdpa"
+    return found
+
+
+def _hidden(inner: Any, layout: Layout, attention: str) -> Tensor:
+    inner.config._attn_implementation = attention
+    hidden_BTD = inner.base_model(**layout.inputs, use_cache=False).last_hidden_state
+    return hidden_BTD.flatten(0, 1)[layout.all_places]
 
 
 def _names_a_window(option: str) -> bool:
@@ -118,56 +123,53 @@ def _names_a_window(option: str) -> bool:
 
 @dataclass(frozen=True)
 class _Tree:
-    """Every token once for every different past. A parent stands before its children."""
+    """Sequences as branches: what sequences share stands once, before what they go on with."""
 
-    tokens: list[int]
-    depths: list[int]
-    paths: list[list[int]]
-    """For each sequence, the nodes of its tokens."""
+    tokens: list[int] = field(default_factory=list[int])
+    depths: list[int] = field(default_factory=list[int])
+    """Of each token: how many stand before it in its sequence."""
+    lengths: list[int] = field(default_factory=list[int])
+    """Of each branch."""
+    ancestors: list[list[int]] = field(default_factory=list[list[int]])
+    """Of each branch, from the first on."""
+    paths: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    """Of each sequence, where its tokens lie."""
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> "_Tree | None":
-        """None where it would be too large."""
-        tree = cls([], [], [])
-        node_after: dict[tuple[int, int], int] = {}
-        for sequence in sequences:
-            node, path = -1, []
-            for depth, token in enumerate(sequence):
-                following = node_after.get((node, token))
-                if following is None:
-                    following = node_after[node, token] = len(tree.tokens)
-                    tree.tokens.append(token)
-                    tree.depths.append(depth)
-                node = following
-                path.append(node)
-            tree.paths.append(path)
-            if len(tree.tokens) > LARGEST_TREE:
-                return None
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "_Tree":
+        tree = cls()
+        tree._grow(sorted(range(len(sequences)), key=lambda index: list(sequences[index])), sequences, 0, [], [])
         return tree
 
+    def _grow(
+        self, group: list[int], sequences: Sequence[Sequence[int]], depth: int, ancestors: list[int], path: list[int]
+    ) -> None:
+        """Add the tokens from `depth` on of a group in lexical order, which all have `path` before that."""
+        first, last = sequences[group[0]], sequences[group[-1]]  # in lexical order these two differ first
+        longest = min(len(first), len(last))
+        shared = next((at for at in range(depth, longest) if first[at] != last[at]), longest)
+        if len(group) == 1 or len(first) == len(last) == shared or shared - depth >= SHORTEST_SHARED:
+            place = len(self.tokens)
+            path = [*path, *range(place, place + shared - depth)]
+            if shared > depth:
+                ancestors = [*ancestors, len(self.lengths)]
+                self.tokens.extend(first[depth:shared])
+                self.depths.extend(range(depth, shared))
+                self.lengths.append(shared - depth)
+                self.ancestors.append(ancestors[:-1])
+            depth = shared
+        done = [index for index in group if len(sequences[index]) == depth]
+        self.paths.update((index, path) for index in done)
+        for _, following in groupby(group[len(done) :], key=lambda index: sequences[index][shared : shared + 1]):
+            self._grow([*following], sequences, depth, ancestors, path)
+
     def layout(self, dtype: torch.dtype) -> Layout:
-        places = [torch.tensor(path, dtype=torch.long) for path in self.paths]
-        size = len(self.tokens)
-        sees_TT = torch.zeros(size, size, dtype=torch.bool)
-        for place in places:
-            sees_TT[place[:, None], place] = torch.ones(len(place), len(place), dtype=torch.bool).tril()
-        mask_TT = torch.zeros(size, size, dtype=dtype).masked_fill(~sees_TT, torch.finfo(dtype).min)
         inputs = {
             "input_ids": torch.tensor([self.tokens]),
             "position_ids": torch.tensor([self.depths]),
-            "attention_mask": mask_TT[None, None],
+            # Of four dimensions, so that no model makes one of its own; empty, so that attention which does not know of
+            # branches fails.
+            "attention_mask": torch.zeros(1, 1, 0, 0, dtype=dtype),
+            "branches": Branches(self.lengths, self.ancestors),
         }
-        return Layout(inputs, places)
-
-
-def _tree_is_cheaper(model: nn.Module, tree: _Tree, otherwise: Layout) -> bool:
-    """By multiplications: a token meets every weight of the layers once, and each token it attends to twice.
-
-    A masked attention computes all of its square, a causal one about half.
-    """
-    config = unwrapped(model).config.get_text_config()
-    per_pair = 2 * config.hidden_size * config.num_hidden_layers
-    per_token = 12 * config.hidden_size**2 * config.num_hidden_layers
-    size = len(tree.tokens)
-    rows, length = otherwise.inputs["input_ids"].shape
-    return size * per_token + size**2 * per_pair < rows * (length * per_token + length**2 * per_pair / 2)
+        return Layout(inputs, [torch.tensor(self.paths[index], dtype=torch.long) for index in range(len(self.paths))])

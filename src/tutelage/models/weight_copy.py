@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -38,29 +39,43 @@ class WeightCopy:
     def applied(self, model: nn.Module) -> Iterator[None]:
         """The model computes with these values inside the block, and has its own bits again afterwards.
 
-        Values are written in place, into the storage the parameters have: wrappers that hold on to that storage
-        (data-parallel buckets, sharded parameters) see them too. Only for blocks without gradients: a graph built
-        before the block would meet other values in its backward pass.
+        A parameter points to the copy's tensor for the time where both are alike: nothing is moved. Otherwise (other
+        type or device, sharded parameters, whose storage the wrapper holds on to) the value is written into the storage
+        the parameter has. Only for blocks without gradients: a graph built before the block would meet other values in
+        its backward pass.
         """
         parameters = trainable_parameters(model)
-        own = {name: parameters[name].detach().clone() for name in self.tensors}
+        sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+        pointed: dict[str, Tensor] = {}
+        written: dict[str, Tensor] = {}
         try:
-            self._write(parameters, self.tensors)
+            for name, value in self.tensors.items():
+                parameter = parameters[name]
+                if not sharded and _alike(parameter.data, value):
+                    pointed[name] = parameter.data
+                    parameter.data = value
+                else:
+                    written[name] = parameter.detach().clone()
+                    parameter.data.copy_(value)
             yield
         finally:
-            self._write(parameters, own)
+            for name, value in pointed.items():
+                parameters[name].data = value
+            for name, value in written.items():
+                parameters[name].data.copy_(value)
 
     def distance(self, model: nn.Module) -> float:
-        """Frobenius norm of (model − copy) over all tensors, summed in float64."""
+        """Frobenius norm of (model − copy) over all tensors; the difference in the copy's type, the sum in float64."""
         parameters = trainable_parameters(model)
         squares = [
-            (parameters[name].detach().to(value.device).double() - value.double()).square().sum().cpu()
+            torch.linalg.vector_norm(parameters[name].detach().to(value) - value, dtype=torch.float64).square().cpu()
             for name, value in self.tensors.items()
         ]
         return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
-    @staticmethod
-    def _write(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, value in values.items():
-                parameters[name].data.copy_(value)
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether a parameter can hold either: plain tensors of one type, place and form."""
+    return type(one) is type(other) is Tensor and all(
+        getattr(one, name) == getattr(other, name) for name in ("dtype", "device", "shape")
+    )

@@ -42,14 +42,11 @@ class Teacher:
         """Move φ towards θ after optimizer step `step` (counted from 1), where this step is one that syncs."""
         if self._config.teacher != "ema" or step % self._config.teacher_sync_steps:
             return
-        alpha = self._config.ema_alpha
         parameters = trainable_parameters(model)
-        for name, teacher in self.tensors.items():
-            student = parameters[name].detach().to(device=teacher.device, dtype=teacher.dtype)
-            if alpha == 1.0:
-                teacher.copy_(student)
-            else:
-                teacher.add_(student - teacher, alpha=alpha)
+        teachers = list(self.tensors.values())
+        students = [parameters[name].detach().to(teacher) for name, teacher in self.tensors.items()]
+        # All tensors in one call: an adapter has hundreds of small ones. At α = 1 the result is the student's bits.
+        torch._foreach_lerp_(teachers, students, self._config.ema_alpha)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
