@@ -46,7 +46,7 @@ class Teacher:
         teachers = list(self.tensors.values())
         students = [parameters[name].detach().to(teacher) for name, teacher in self.tensors.items()]
         # All tensors in one call: an adapter has hundreds of small ones. At α = 1 the result is the student's bits.
-        torch._foreach_lerp_(teachers, students, self._config.ema_alpha)
+        torch._foreach_lerp_(teachers, students, self._config.ema_alpha)  # pyright: ignore[reportPrivateImportUsage]  # torch has no public name for it
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
