@@ -96,7 +96,7 @@ def test_packing_on_and_off(tmp_path: Path, loss: str) -> None:
 def _rows() -> list[TokenRow]:
     generator = torch.Generator().manual_seed(1)
     lengths = (5, 17, 9)
-    beginning = [7, 8, 9]  # shared, and among it the first trained token
+    beginning = [*range(7, 15)]  # eight tokens are shared, and among them are trained ones
     ids = [beginning + torch.randint(3, 300, (length,), generator=generator).tolist() for length in lengths]
     return [
         TokenRow(row, [-100, -100, *row[2:]], weight, index, f"r:{index}")
@@ -127,7 +127,7 @@ def test_padding_side_pad_token_and_packing_give_the_same_loss(
     assert losses == pytest.approx([alone] * len(losses), rel=1e-6)
     is_tree = ["position_ids" in _laid_out(model, batch)[0].inputs for batch in batches[:3]]
     assert is_tree == [trees] * 3
-    assert (_laid_out(model, batches[3])[0].inputs["input_ids"].shape[1] == 34) == trees
+    assert (_laid_out(model, batches[3])[0].inputs["input_ids"].shape[1] == 8 + 31) == trees
 
 
 def test_a_packed_row_does_not_see_its_neighbour() -> None:
