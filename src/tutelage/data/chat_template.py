@@ -98,8 +98,8 @@ class ChatTemplate:
                     f"{place}: {self.name} renders message {index + 1} such that it cannot be located, so its weights "
                     "have no place; remove them, or set another chat_template"
                 )
-        for index, message in enumerate(messages):
-            if not responses_only and message.role != "assistant" and not message.train:
+        for index, message in () if responses_only else enumerate(messages):
+            if message.role != "assistant" and not message.train:
                 raise DataError(
                     f"{place}: message {index + 1} ({message.role}) is not to be trained, but train_on_responses_only: "
                     "false trains all turns of others; set it to true, or remove 'train' and 'weight' there"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from tutelage.data.chat_template import ChatTemplate
@@ -51,7 +52,7 @@ class PieceTokenizer:
         joined: list[list[int]] = []
         start = 0
         for end in ends:
-            joined.append(ids[start] if end == start + 1 else [one for part in ids[start:end] for one in part])
+            joined.append(ids[start] if end == start + 1 else list(chain.from_iterable(ids[start:end])))
             start = end
         return joined
 

@@ -1,8 +1,9 @@
 """Where assistant turns lie in a rendered conversation, known from others with the same roles.
 
 `rendering.locate` renders a conversation several times. Where it is proven (template_flow.py) that a template copies
-plain texts and decides by roles alone, one rendering with marked texts says where the texts go: the shape. A
-conversation is then rendered once, and its text compared with the shape's.
+plain texts and decides by roles alone, one rendering with marked texts says where the texts go: the shape. Every other
+conversation with these roles is then put together from it. A template that tells the time is rendered all the same, and
+others now and then, so that a proof that is wrong is noticed.
 """
 
 import re
@@ -15,7 +16,9 @@ from jinja2 import Environment, TemplateSyntaxError
 from tutelage.data.messages import Message
 from tutelage.data.rendering import PROBE, REFUSALS, Render, Rendered, Span, locate
 from tutelage.data.template_flow import PlainTexts, plain_texts
+from tutelage.errors import ModelError
 
+ROWS_PER_RENDERING = 64  # where the proof is trusted, one row in so many is rendered all the same
 MAX_SHAPES = 4096  # conversations of ever other roles are located one by one; a shape is some kilobytes
 _OPEN, _CLOSE = "\ue000", "\ue001"  # for private use: no template has them, and a text that has is rendered anew
 _MARKED = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
@@ -50,20 +53,35 @@ class Shapes:
 
     def __init__(self, render: Render, environment: Environment | None, source: str) -> None:
         self._render = render
+        self._tells_time = "strftime_now" in source
+        self._count = 0
         self._known: dict[tuple[str, ...], tuple[_Shape, list[_Answer]] | None] = {}
         self._plain = _plain_texts(environment, source)
 
     def locate(self, messages: Sequence[Message]) -> Rendered:
-        """The rendered conversation and its assistant turns. Raises what a template raises for messages it refuses."""
+        """The rendered conversation and its assistant turns.
+
+        Raises what a template raises for messages it refuses, and ModelError where it does what it was proven not to.
+        """
         texts = [message.content for message in messages]
         if self._plain is not None and self._plain.hold(texts):
             roles = tuple([message.role for message in messages])
-            if roles not in self._known and len(self._known) < MAX_SHAPES:
+            is_new = roles not in self._known and len(self._known) < MAX_SHAPES
+            if is_new:
                 self._known[roles] = self._learn(roles)
             known = self._known.get(roles)
-            # The comparison finds what no proof can: a date that has changed since.
-            if known is not None and "".join(pieces := known[0].pieces(texts)) == (text := self._render(messages)):
-                return _located(text, pieces, known[1], texts)
+            if known is not None:
+                pieces = known[0].pieces(texts)
+                text = "".join(pieces)
+                self._count += 1
+                is_checked = self._tells_time or is_new or self._count % ROWS_PER_RENDERING == 0
+                if not is_checked or text == self._render(messages):
+                    return _located(text, pieces, known[1], texts)
+                if not self._tells_time:
+                    raise ModelError(
+                        f"the chat template renders the turns {', '.join(roles)} otherwise than its source was "
+                        "understood; please report this with the template, and set chat_template to another one"
+                    )
         return locate(messages, self._render)
 
     def _learn(self, roles: Sequence[str]) -> tuple[_Shape, list[_Answer]] | None:
