@@ -111,7 +111,7 @@ print(len(rows), peak() - before, len(pack_rows(rows.rows, 100)))
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    """60,000 rows beside 3,000: less than 20 MB more. As lists of ids, labels and messages they took 180 MB."""
+    """60,000 rows beside 3,000: less than 20 MB more at the peak: 350 bytes a row are not kept."""
     few, many = tmp_path / "few.jsonl", tmp_path / "many.jsonl"
     lines = [f'{{"prompt": "What is {n}?", "completion": "It is {n} and {n}."}}\n' for n in range(3000)]
     few.write_text("".join(lines))
