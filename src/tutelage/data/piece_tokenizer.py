@@ -28,7 +28,7 @@ class PieceTokenizer:
         self._kept: dict[Piece, list[int]] = {}
         # A first call ends truncation and padding that somebody left on; after that, threads change nothing in it.
         template.text_ids("probe")
-        self._backend = _backend(template.tokenizer)
+        self._backend: Any = _backend(template.tokenizer)
         if self._backend is not None and self._plain([_PROBE]) != [template.text_ids(_PROBE)]:
             self._backend = None
         cutting = [] if self._backend is None else [one for one in _cutting(template) if self._is_cut_at(one)]

@@ -125,7 +125,7 @@ class _Flow:
                 return
         self.block(node.else_)
 
-    def _asks_for_string(self, test: nodes.Node, negated: bool = False) -> bool:
+    def _asks_for_string(self, test: Any, negated: bool = False) -> bool:
         """Whether it is `message['content'] is string` (or `is not`): our messages have nothing but strings."""
         if negated:
             return isinstance(test, nodes.Not) and self._asks_for_string(test.node)
@@ -141,7 +141,7 @@ class _Flow:
         self.block(node.body)
         self._in_macro = outer
 
-    def _bind(self, target: nodes.Node, kind: _Kind) -> None:
+    def _bind(self, target: Any, kind: _Kind) -> None:
         if isinstance(target, nodes.Tuple):
             for item in target.items:
                 self._bind(item, kind)
@@ -150,7 +150,7 @@ class _Flow:
             _require(kind is FREE)
         else:
             _require(isinstance(target, nodes.Name))
-            name = target.name  # type: ignore[attr-defined]
+            name = target.name
             self.kinds[name] = _either(self.kinds.get(name, kind), kind)
 
     # --- expressions ----------------------------------------------------------------------------------------------
@@ -228,13 +228,13 @@ class _Flow:
         return FREE
 
     def _comparison(self, node: nodes.Compare) -> _Kind:
-        operands = [node.expr, *(operand.expr for operand in node.ops)]
+        operands: list[Any] = [node.expr, *(operand.expr for operand in node.ops)]
         kinds = [self.kind(operand) for operand in operands]
         if set(kinds) == {FREE}:
             return FREE
         _require(len(operands) == 2)
         (first, second), operator = operands, node.ops[0].op
-        if operator in ("in", "notin"):
+        if operator.endswith("in"):  # `in`, and Jinja's name of `not in`
             _require(kinds[0] is FREE and kinds[1] in (CONTENT, MESSAGE))
             if kinds[1] is CONTENT:
                 self._mark(first)
@@ -242,7 +242,7 @@ class _Flow:
         _require(operator in ("eq", "ne") and set(kinds) == {FREE, CONTENT})
         constant = first if kinds[0] is FREE else second
         _require(isinstance(constant, nodes.Const))
-        if isinstance(constant.value, str):  # type: ignore[attr-defined]
+        if isinstance(constant.value, str):
             self._mark(constant)
         return FREE
 
@@ -293,9 +293,9 @@ class _Flow:
         _require(base is FREE)
         return FREE
 
-    def _mark(self, node: nodes.Node | None) -> None:
+    def _mark(self, node: Any) -> None:
         _require(isinstance(node, nodes.Const) and isinstance(node.value, str) and node.value != "")
-        self.marks.add(node.value)  # type: ignore[union-attr]
+        self.marks.add(node.value)
 
     def _require_free(self, parts: Iterable[nodes.Node | None]) -> None:
         for part in parts:

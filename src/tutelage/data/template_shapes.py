@@ -119,9 +119,8 @@ def _located(text: str, pieces: Sequence[str], answers: Sequence[_Answer], texts
     spans: list[Span] = []
     unlocated: list[int] = []
     for answer in answers:
-        start = None
+        start, end = None, ends[answer.last]
         if answer.first is not None:
-            end = ends[answer.last]
             if answer.prompt is not None:
                 prompt = "".join(answer.prompt.pieces(texts))
                 start = len(prompt) if len(prompt) <= end and text.startswith(prompt) else None

@@ -114,8 +114,8 @@ class TokenRowWriter:
 
     def rows(self) -> TokenRows:
         self._write()
-        columns = self._rows, self._tokens, self._weights
-        return TokenRows(*(column.read() for column in columns), self._file or "", self._places)
+        rows, tokens, weights = self._rows.read(), self._tokens.read(), self._weights.read()
+        return TokenRows(rows, tokens, weights, self._file or "", self._places)
 
     def _write(self) -> None:
         new, self._new = self._new, []
