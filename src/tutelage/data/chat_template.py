@@ -6,13 +6,15 @@ No lengths are checked and no rows collected here (see prepare.py).
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 
 from tutelage.data.conversations import Conversation, Message
-from tutelage.data.rows import IGNORE_INDEX, DistillationRow, TokenRow
+from tutelage.data.rendering import REFUSALS, Rendered, locate, renderer
+from tutelage.data.rows import DistillationRow, EncodedRow, TokenRow
 from tutelage.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
@@ -24,19 +26,9 @@ _PROBE = (Message("user", "question"), Message("assistant", "answer"))
 
 
 @dataclass(frozen=True)
-class _Span:
-    """Where the text of an assistant turn lies in the rendered conversation; offsets in characters."""
-
-    message: int
-    start: int  # the end of the generation prompt
-    end: int  # the end of the content, before the end-of-turn token
-
-
-@dataclass(frozen=True)
 class _Tokens:
     ids: list[int]
-    turns: list[int | None]  # per id: the index of the assistant message it belongs to
-    unlocated: frozenset[int]  # assistant messages that could not be found in the rendering
+    runs: list[tuple[int, int | None]]  # how many ids in turn belong to which assistant message, if to any
     part_weights: list[float] | None  # per id, where a message has parts of several weights
 
 
@@ -55,6 +47,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str = "default") -> None:
         self.tokenizer = tokenizer
         self.source, self.name = _source(tokenizer, template)
+        self._rendered = renderer(tokenizer, self.source)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._special_ids = frozenset(added) | frozenset(tokenizer.all_special_ids)
         self._eos = cast("int | None", tokenizer.eos_token_id)
@@ -67,7 +60,7 @@ class ChatTemplate:
                 f"{self.name} is not valid Jinja (line {error.lineno}: {error.message}); "
                 "mend it or set chat_template to another"
             ) from error
-        except (TemplateError, TypeError) as error:
+        except REFUSALS as error:
             kind = ModelError if own else ConfigError
             raise kind(
                 f"{self.name} cannot render a user and an assistant turn ({error}); set chat_template to one that can"
@@ -83,9 +76,21 @@ class ChatTemplate:
         Raises DataError if the template refuses the conversation, or changes a turn whose parts have weights,
         ModelError if a turn cannot be located.
         """
+        try:
+            rendered = locate(conversation.messages, self._rendered)
+        except REFUSALS as error:
+            raise self.refusal(conversation.messages, conversation.place, error) from error
+        ids = [self.text_ids(text, continues) for text, continues in rendered.pieces()]
+        row = self.encoded(conversation, rendered, ids, responses_only)
+        return TokenRow(row.ids, row.labels, conversation.weight, 0, conversation.place, row.part_weights)
+
+    def encoded(
+        self, conversation: Conversation, rendered: Rendered, piece_ids: Sequence[list[int]], responses_only: bool
+    ) -> EncodedRow:
+        """`encode`, once it is rendered and its pieces are tokenised. Raises like it."""
         messages, place = conversation.messages, conversation.place
-        tokens = self._tokens(messages, place)
-        for index in sorted(tokens.unlocated):
+        tokens = self._tokens(messages, rendered, piece_ids, place)
+        for index in sorted(rendered.unlocated):
             if messages[index].train is responses_only:
                 raise self._unlocated(index, place)
             if messages[index].train and messages[index].part_weights:
@@ -93,25 +98,33 @@ class ChatTemplate:
                     f"{place}: {self.name} renders message {index + 1} such that it cannot be located, so its weights "
                     "have no place; remove them, or set another chat_template"
                 )
-        for index, message in enumerate(messages):
-            if not responses_only and message.role != "assistant" and not message.train:
+        for index, message in () if responses_only else enumerate(messages):
+            if message.role != "assistant" and not message.train:
                 raise DataError(
                     f"{place}: message {index + 1} ({message.role}) is not to be trained, but train_on_responses_only: "
                     "false trains all turns of others; set it to true, or remove 'train' and 'weight' there"
                 )
-        labels = [IGNORE_INDEX] * len(tokens.ids)
-        if conversation.weight > 0:
-            for position, (token, turn) in enumerate(zip(tokens.ids, tokens.turns, strict=True)):
-                trained = not responses_only if turn is None else messages[turn].train
-                if tokens.part_weights is not None and tokens.part_weights[position] == 0:
-                    trained = False
-                if trained and position > 0:
-                    labels[position] = token
-        return TokenRow(tokens.ids, labels, conversation.weight, 0, place, tokens.part_weights)
+        if conversation.weight == 0:
+            runs = [(len(tokens.ids), False)]
+        else:
+            runs = [
+                (length, not responses_only if turn is None else messages[turn].train) for length, turn in tokens.runs
+            ]
+        if tokens.part_weights is not None:  # parts of weight 0 are not trained
+            trained = [trained for length, trained in runs for _ in range(length)]
+            kept = [one and weight != 0 for one, weight in zip(trained, tokens.part_weights, strict=True)]
+            runs = [(len(list(run)), one) for one, run in groupby(kept)]
+        runs = [run for run in runs if run[0]]
+        if runs and runs[0][1]:  # nothing predicts the first token
+            runs[:1] = [(1, False), (runs[0][0] - 1, True)]
+        return EncodedRow(tokens.ids, runs, tokens.part_weights)
 
     def encode_prompt(self, messages: Sequence[Message], place: str = "prompt") -> list[int]:
         """The ids of the messages with the generation prompt at the end: what generation starts from."""
-        return self.text_ids(self._render(messages, place, generation_prompt=True))
+        try:
+            return self.text_ids(self._rendered(messages, generation_prompt=True))
+        except REFUSALS as error:
+            raise self.refusal(messages, place, error) from error
 
     def encode_response(self, messages: Sequence[Message], place: str = "conversation") -> list[int]:
         """The ids of the last message, an assistant's, up to and including its end-of-turn token.
@@ -119,10 +132,21 @@ class ChatTemplate:
         The same ids that `encode` trains for that turn. Raises like `encode`.
         """
         last = len(messages) - 1
-        tokens = self._tokens([replace(message, part_weights=None) for message in messages], place)
-        if last in tokens.unlocated:
+        messages = [replace(message, part_weights=None) for message in messages]
+        try:
+            rendered = locate(messages, self._rendered)
+        except REFUSALS as error:
+            raise self.refusal(messages, place, error) from error
+        if last in rendered.unlocated:
             raise self._unlocated(last, place)
-        return [token for token, turn in zip(tokens.ids, tokens.turns, strict=True) if turn == last]
+        ids = [self.text_ids(text, continues) for text, continues in rendered.pieces()]
+        tokens = self._tokens(messages, rendered, ids, place)
+        response: list[int] = []
+        start = 0
+        for length, turn in tokens.runs:
+            response += tokens.ids[start : start + length] if turn == last else []
+            start += length
+        return response
 
     @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
@@ -130,26 +154,17 @@ class ChatTemplate:
         closing = self.encode_response(_PROBE)[-1]
         return (closing,) if self._eos in (None, closing) else (closing, self._eos)
 
-    def _rendered(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        texts = self.tokenizer.apply_chat_template(  # a batch of one: a bare empty list is refused
-            [turns], chat_template=self.source, add_generation_prompt=generation_prompt, tokenize=False
+    def refusal(self, messages: Sequence[Message], place: str, error: Exception) -> DataError:
+        """The template's own error, with the turns it is about."""
+        roles = ", ".join(message.role for message in messages)
+        return DataError(
+            f"{place}: {self.name} refuses the turns {roles} ({error}); reorder or merge them, "
+            "or set another chat_template"
         )
-        return str(texts[0])
-
-    def _render(self, messages: Sequence[Message], place: str, generation_prompt: bool = False) -> str:
-        try:
-            return self._rendered(messages, generation_prompt)
-        except (TemplateError, TypeError) as error:
-            roles = ", ".join(message.role for message in messages)
-            raise DataError(
-                f"{place}: {self.name} refuses the turns {roles} ({error}); reorder or merge them, "
-                "or set another chat_template"
-            ) from error
 
     def text_ids(self, text: str, continues: bool = False) -> list[int]:
         """Ids of a piece of text; `continues`: other text stands before it."""
-        anchor = self._anchor_ids if continues and text else []
+        anchor = self.anchor_ids if continues and text else []
         ids = self._plain_ids("\n" + text) if anchor else self._plain_ids(text)
         if ids[: len(anchor)] != anchor:  # the line break merged with the text
             return self._plain_ids(text)
@@ -159,7 +174,7 @@ class ChatTemplate:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @cached_property
-    def _anchor_ids(self) -> list[int]:
+    def anchor_ids(self) -> list[int]:
         """Ids of a line break, for tokenizers that put a space before the first word of a text; else empty.
 
         Such a tokenizer (SentencePiece's way) would give every answer a space that generation doesn't have.
@@ -168,34 +183,27 @@ class ChatTemplate:
         neutral = self._plain_ids("\nanswer") == line_break + self._plain_ids("answer")
         return [] if neutral else line_break
 
-    def _tokens(self, messages: Sequence[Message], place: str) -> _Tokens:
-        text = self._render(messages, place)
-        located: list[_Span] = []
-        unlocated: set[int] = set()
-        for index, message in enumerate(messages):
-            if message.role == "assistant":
-                span = self._span(messages, index, text)
-                if span is None or (located and span.start < located[-1].end):
-                    unlocated.add(index)
-                else:
-                    located.append(span)
-        first = located[0].start if located else len(text)
-        ids = self.text_ids(text[:first])
-        turns: list[int | None] = [None] * len(ids)
-        weights = [1.0] * len(ids)
-        for number, span in enumerate(located):
-            until = located[number + 1].start if number + 1 < len(located) else len(text)
-            answer = self.text_ids(text[span.start : span.end], continues=span.start > 0)
-            rest = self.text_ids(text[span.end : until], continues=True)
+    def _tokens(
+        self, messages: Sequence[Message], rendered: Rendered, piece_ids: Sequence[list[int]], place: str
+    ) -> _Tokens:
+        text = rendered.text
+        weighted = any(message.part_weights for message in messages)
+        ids = [*piece_ids[0]]
+        runs: list[tuple[int, int | None]] = [(len(ids), None)]
+        weights = [1.0] * len(ids) if weighted else []
+        for number, span in enumerate(rendered.spans):
+            answer, rest = piece_ids[2 * number + 1], piece_ids[2 * number + 2]
             closing = self._closing_length(rest)
             if closing == 0 and span.message == len(messages) - 1:
                 rest, closing = [self._eos_id(place)], 1
-            ids += answer + rest
-            turns += [span.message] * (len(answer) + closing) + [None] * (len(rest) - closing)
-            weights += self._part_weights(messages[span.message], text[span.start : span.end], answer, place)
-            weights += [messages[span.message].weight_at(len(text))] * closing + [1.0] * (len(rest) - closing)
-        weighted = any(message.part_weights for message in messages)
-        return _Tokens(ids, turns, frozenset(unlocated), weights if weighted else None)
+            ids += answer
+            ids += rest
+            runs += [(len(answer) + closing, span.message), (len(rest) - closing, None)]
+            if weighted:
+                message = messages[span.message]
+                weights += self._part_weights(message, text[span.start : span.end], answer, place)
+                weights += [message.weight_at(len(text))] * closing + [1.0] * (len(rest) - closing)
+        return _Tokens(ids, runs, weights if weighted else None)
 
     def _part_weights(self, message: Message, rendered: str, ids: list[int], place: str) -> list[float]:
         """Of each token of an answer: the weight of the part in which its first character that is no space lies."""
@@ -228,33 +236,6 @@ class ChatTemplate:
                     start + blank if start + blank < end else start
                     for (start, end), blank in zip(spans, blanks, strict=True)
                 ]
-        return None
-
-    def _span(self, messages: Sequence[Message], index: int, text: str) -> _Span | None:
-        """Find the turn by rendering: the turns before it with a generation prompt, and the turn changed.
-
-        Where the first is no prefix of the whole (templates that rewrite history, or whose generation prompt
-        opens a thought), the turn starts where the changed rendering starts to differ.
-        """
-        probe = "probe"
-        while probe in text:
-            probe += "x"
-        changed = [*messages[:index], Message("assistant", probe), *messages[index + 1 :]]
-        try:
-            before, found, rest = self._rendered(changed).partition(probe)
-        except (TemplateError, TypeError):
-            return None
-        after = rest.rpartition(probe)[2]
-        end = len(text) - len(after)
-        if not found or not text.endswith(after):
-            return None
-        try:
-            prompt = self._rendered(messages[:index], generation_prompt=True)
-        except (TemplateError, TypeError, IndexError):  # some templates look at messages[0] unasked
-            prompt = None
-        for prefix in (prompt, before):
-            if prefix is not None and text.startswith(prefix) and len(prefix) <= end:
-                return _Span(index, len(prefix), end)
         return None
 
     def _closing_length(self, ids: list[int]) -> int:

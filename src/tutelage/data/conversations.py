@@ -3,17 +3,17 @@
 No tokens here (see chat_template.py), and no bytes (see jsonl.py). docs/data.md shows the formats.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tutelage.config.objectives import Purpose
-from tutelage.data.jsonl import WrongFileError, data_hash, read_rows
+from tutelage.data.jsonl import WrongFileError, data_hash, iterate_rows, read_rows
 from tutelage.data.messages import BadRow, Message, is_text_part, message_of, number_of, short, text_of, turns_of
 from tutelage.errors import DataError
 
-__all__ = ["Conversation", "Message", "data_hash", "read_conversations"]
+__all__ = ["Conversation", "ConversationFile", "Message", "data_hash", "read_conversations"]
 
 READ_KEYS = {
     "messages": ("messages",),
@@ -63,6 +63,19 @@ def read_conversations(path: Path) -> list[Conversation]:
     return read_rows(path, parse_conversation)
 
 
+@dataclass(frozen=True)
+class ConversationFile:
+    """The rows of a file, read and checked each time they are gone through: memory for one, not for all.
+
+    Going through them raises like `read_conversations`, at the end.
+    """
+
+    path: Path
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return iterate_rows(self.path, parse_conversation)
+
+
 def parse_conversation(row: Mapping[str, Any], place: str) -> Conversation:
     """One row. place: what messages call it. Raises DataError."""
     try:
@@ -87,7 +100,8 @@ def _conversation(row: Mapping[str, Any], place: str) -> Conversation:
                 f"the assistant turn (message {index + 1} of {len(messages)}) is empty; "
                 "write the answer or remove the row"
             )
-    fields = {key: value for key, value in row.items() if key not in _read_keys(row)}
+    read = _read_keys(row)
+    fields = {key: value for key, value in row.items() if key not in read}
     return Conversation(tuple(messages), _demonstration(row), _weight(row), place, fields)
 
 
@@ -97,13 +111,7 @@ def _read_keys(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _messages_of(row: Mapping[str, Any]) -> list[Message]:
-    formats: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Message]]], ...] = (
-        ("messages", lambda row: turns_of(row, "messages")),
-        ("conversations", lambda row: turns_of(row, "conversations")),
-        ("instruction", _alpaca),
-        ("completion", _prompt_completion),
-    )
-    for key, read in formats:
+    for key, read in _FORMATS:
         if row.get(key) is not None:
             return read(row)
     if "chosen" in row or "rejected" in row:
@@ -140,6 +148,14 @@ def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
         sides.append(turns_of(row, key) if chat else [message_of(role, value, f"'{key}'")])
     prompt, completion = sides
     return [replace(turn, train=False) if turn.role == "assistant" else turn for turn in prompt] + completion
+
+
+_FORMATS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Message]]], ...] = (
+    ("messages", lambda row: turns_of(row, "messages")),
+    ("conversations", lambda row: turns_of(row, "conversations")),
+    ("instruction", _alpaca),
+    ("completion", _prompt_completion),
+)
 
 
 def _demonstration(row: Mapping[str, Any]) -> str | None:

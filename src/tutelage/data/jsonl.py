@@ -88,7 +88,8 @@ def iterate_rows(
     what: str = "rows",
     max_bytes: int | None = None,
 ) -> Iterator[Row]:
-    """Like `read_rows`, one row at a time: memory for one, however long the file. Raises at the end.
+    """Like `read_rows`, one row at a time: memory for one, however long the file. Raises at the end; from the first
+    bad row on nothing is yielded any more, so that whoever works on the rows has soon done with a bad file.
 
     max_bytes: of the file as it is read, unpacked if it was packed; TooLargeError beyond.
     """
@@ -109,7 +110,8 @@ def iterate_rows(
                 problems.append(str(problem))
             continue
         good += 1
-        yield row
+        if not bad:
+            yield row
     if bad:
         raise DataError(report_rows(f"{path}: {bad} of {good + bad} {what} cannot be used", problems, count=bad))
     if not good:

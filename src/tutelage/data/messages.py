@@ -76,6 +76,8 @@ def _message(turn: Any, name: str) -> Message:
 def message_of(role: str, content: Any, name: str, *, train: bool = True, weight: float | None = None) -> Message:
     """A turn whose content is a string or a list of text parts, each with a `weight` or the turn's. Raises BadRow."""
     text = _joined(content, name)
+    if weight is None and isinstance(content, str):  # what nearly all turns are
+        return Message(role, text, train)
     parts = content if isinstance(content, list) else [{"text": content}]
     weights: list[tuple[int, float]] = []
     end = 0
@@ -122,6 +124,8 @@ def _joined(content: Any, name: str) -> str:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise BadRow(f'{name} is {short.repr(content)}; give a string or a list of {{"type": "text", "text": …}} parts')
+    if content.isascii():
+        return content
     try:
         content.encode("utf-8")
     except UnicodeEncodeError as error:

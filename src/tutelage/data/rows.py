@@ -10,6 +10,26 @@ IGNORE_INDEX = -100  # the label that transformers and torch leave out of a loss
 
 
 @dataclass(frozen=True)
+class EncodedRow:
+    """A conversation as token ids. runs: how many ids in turn are trained, or are not; the first never is."""
+
+    ids: list[int]
+    runs: list[tuple[int, bool]]
+    part_weights: list[float] | None
+
+    @property
+    def labels(self) -> list[int]:
+        labels: list[int] = []
+        for length, trained in self.runs:
+            labels += self.ids[len(labels) : len(labels) + length] if trained else [IGNORE_INDEX] * length
+        return labels
+
+    @property
+    def num_trained(self) -> int:
+        return sum(length for length, trained in self.runs if trained)
+
+
+@dataclass(frozen=True)
 class TokenRow:
     """One conversation for a token loss.
 

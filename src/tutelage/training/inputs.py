@@ -4,8 +4,9 @@ Not here: the trainers that read the rows (`build.py`).
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from tutelage.config import GrpoConfig, Purpose, SdftConfig, TrainingConfig
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.collators import packed_batch, pad_batch
-from tutelage.data.conversations import Conversation, read_conversations
-from tutelage.data.packing import pack_rows
+from tutelage.data.conversations import Conversation, ConversationFile
+from tutelage.data.packing import Packs, pack_rows
 from tutelage.data.preferences import Preference, read_preferences
 from tutelage.data.prepare import (
     Prepared,
@@ -25,7 +26,8 @@ from tutelage.data.prepare import (
     prepare_token_rows,
 )
 from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
-from tutelage.errors import ConfigError
+from tutelage.data.token_rows import TokenRows
+from tutelage.errors import ConfigError, TutelageError
 from tutelage.models import load_tokenizer, resolve_model
 from tutelage.training.rewards import Scores
 
@@ -45,7 +47,7 @@ class TrainingInputs:
     template: ChatTemplate
     train_items: Sequence[Any]
     collate: Callable[[Sequence[Any]], Batch]
-    eval_rows: list[Any] | None
+    eval_rows: Sequence[Any] | None
     warnings: list[str]
     test_prompts: Sequence[PromptRow] = ()
     scores: Scores | None = None
@@ -63,6 +65,8 @@ class TrainingInputs:
     def tokens_per_epoch(self) -> int:
         """Tokens of one epoch: whole rows, of a preference both; where rollouts have a length of their own, prompt
         and gold answer (sdft) or the prompt alone (grpo)."""
+        if isinstance(self.train_items, Packs | TokenRows):
+            return self.train_items.num_tokens
         return sum(_num_tokens(item) for item in self.train_items)
 
 
@@ -71,8 +75,14 @@ def prepare_inputs(config: TrainingConfig) -> TrainingInputs:
     if config.objective.purpose is Purpose.PREFERENCE:
         preferences = _read(read_preferences, config)
         return _inputs(config, lambda template: _preference_rows(config, template, *preferences))
-    conversations = _read(read_conversations, config)
-    return _inputs(config, lambda template: _conversation_rows(config, template, *conversations))
+    conversations, test = _read(ConversationFile, config)
+    try:
+        return _inputs(config, lambda template: _conversation_rows(config, template, conversations, test))
+    except TutelageError:
+        # Rows are checked while they are tokenised; a file that cannot be read is said before anything else.
+        for _ in chain(conversations, test or ()):
+            pass
+        raise
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ class _Rows:
     scores: Scores | None = None
 
 
-def _read(read: Callable[[Path], list[Read]], config: TrainingConfig) -> tuple[list[Read], list[Read] | None]:
+def _read(read: Callable[[Path], Read], config: TrainingConfig) -> tuple[Read, Read | None]:
     return read(config.training_file), read(config.test_file) if config.test_file else None
 
 
@@ -112,10 +122,10 @@ def _inputs(config: TrainingConfig, prepare: Callable[[ChatTemplate], _Rows]) ->
 def _conversation_rows(
     config: TrainingConfig,
     template: ChatTemplate,
-    conversations: list[Conversation],
-    test: list[Conversation] | None,
+    conversations: Iterable[Conversation],
+    test: Iterable[Conversation] | None,
 ) -> _Rows:
-    def token_rows(conversations: Sequence[Conversation]) -> Prepared[TokenRow]:
+    def token_rows(conversations: Iterable[Conversation]) -> Prepared[TokenRow]:
         return prepare_token_rows(
             conversations,
             template,
@@ -138,7 +148,7 @@ def _conversation_rows(
         return _Rows(distilled, test_rows, distilled.rows, collate_as_they_are)
     if isinstance(objective, GrpoConfig):
         lengths["max_new_tokens"] = objective.max_completion_length
-        columns = list(dict.fromkeys(name for row in [*conversations, *(test or [])] for name in row.fields))
+        columns = list(dict.fromkeys(name for row in chain(conversations, test or ()) for name in row.fields))
         prompts = prepare_prompt_rows(conversations, template, columns=columns, **lengths)
         tested = prepare_prompt_rows(test, template, columns=columns, **lengths) if test is not None else None
         _check_groups(config, objective, len(prompts))
@@ -197,13 +207,9 @@ def _with_places(batch: Batch, rows: Sequence[TokenRow]) -> Batch:
     return batch | {"places": [row.place for row in rows]}
 
 
-def _num_tokens(item: Any) -> int:
+def _num_tokens(item: DistillationRow | PromptRow | PreferenceRow) -> int:
     if isinstance(item, DistillationRow):
         return len(item.prompt_ids) + len(item.gold_ids)
     if isinstance(item, PromptRow):
         return len(item.prompt_ids)
-    if isinstance(item, PreferenceRow):
-        return 2 * len(item.prompt_ids) + len(item.chosen_ids) + len(item.rejected_ids)
-    if isinstance(item, TokenRow):
-        return len(item.input_ids)
-    return sum(len(row.input_ids) for row in item)
+    return 2 * len(item.prompt_ids) + len(item.chosen_ids) + len(item.rejected_ids)

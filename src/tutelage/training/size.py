@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from tutelage.config import GrpoConfig, TrainingConfig
+from tutelage.data.packing import Packs
 from tutelage.training.inputs import TrainingInputs
 
 
@@ -44,6 +45,6 @@ def size_of(config: TrainingConfig, inputs: TrainingInputs) -> RunSize:
     if isinstance(config.objective, GrpoConfig):
         answers, per_step = per_step, per_step // config.objective.num_generations
         steps_per_epoch = max(1, units * config.objective.num_generations // answers)
-    rows = sum(map(len, inputs.train_items)) if config.packs else units
+    rows = inputs.train_items.num_rows if isinstance(inputs.train_items, Packs) else units
     steps = config.max_steps or math.ceil(steps_per_epoch * config.epochs)
     return RunSize(rows, units, per_step, steps_per_epoch, steps, answers)

@@ -1,0 +1,88 @@
+"""Many conversations as token ids: what `ChatTemplate.encode` says of each, at the speed of the tokenizer.
+
+While the tokenizer, which is Rust and waits for nobody, works on some pieces of text on all cores, Python renders the
+next conversations and joins the ids of those before.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+from tutelage.data.chat_template import ChatTemplate
+from tutelage.data.conversations import Conversation
+from tutelage.data.piece_tokenizer import Piece, PieceTokenizer
+from tutelage.data.rendering import REFUSALS, Rendered, quick_renderer
+from tutelage.data.rows import EncodedRow
+from tutelage.data.template_shapes import Shapes
+from tutelage.errors import DataError
+
+ROWS_PER_BATCH = 512  # some hundred kilobytes of text: long enough for both cores, short enough to hold a few
+_AHEAD = 2  # batches that are tokenised while another one is rendered: with one, the tokenizer would wait for us
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What became of a conversation: token ids, or why it cannot be used."""
+
+    index: int
+    conversation: Conversation
+    row: EncodedRow | DataError
+
+
+def encode_rows(
+    template: ChatTemplate, conversations: Iterable[Conversation], responses_only: bool = True
+) -> Iterator[RowResult]:
+    """Each conversation's ids or DataError, in order; those of weight 0 are left out, though they are counted.
+
+    Raises ModelError where `ChatTemplate.encode` does.
+    """
+    tokenizer = PieceTokenizer(template)
+    shapes = Shapes(*quick_renderer(template.tokenizer, template.source), template.source)
+    weighed = ((index, one) for index, one in enumerate(conversations) if one.weight != 0)
+    waiting: deque[tuple[_Batch, Future[list[list[int]]]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        while rows := list(islice(weighed, ROWS_PER_BATCH)):
+            batch = _Batch(template, rows, shapes)
+            waiting.append((batch, pool.submit(tokenizer.ids, batch.pieces)))
+            if len(waiting) > _AHEAD:
+                yield from _finished(*waiting.popleft(), responses_only)
+        while waiting:
+            yield from _finished(*waiting.popleft(), responses_only)
+
+
+class _Batch:
+    """Some conversations, rendered. `pieces` are those of all of them, one after another."""
+
+    def __init__(self, template: ChatTemplate, rows: Sequence[tuple[int, Conversation]], shapes: Shapes) -> None:
+        self.template, self.rows = template, rows
+        self.rendered: list[Rendered | DataError] = []
+        self.pieces: list[Piece] = []
+        self.num_pieces: list[int] = []
+        for _, conversation in rows:
+            pieces: list[Piece] = []
+            try:
+                rendered = shapes.locate(conversation.messages)
+                pieces = rendered.pieces()
+            except REFUSALS as error:
+                rendered = template.refusal(conversation.messages, conversation.place, error)
+            self.rendered.append(rendered)
+            self.num_pieces.append(len(pieces))
+            self.pieces += pieces
+
+
+def _finished(batch: _Batch, tokenised: "Future[list[list[int]]]", responses_only: bool) -> Iterator[RowResult]:
+    ids = tokenised.result()
+    start = 0
+    for (index, conversation), rendered, count in zip(batch.rows, batch.rendered, batch.num_pieces, strict=True):
+        row: EncodedRow | DataError
+        if isinstance(rendered, DataError):
+            row = rendered
+        else:
+            try:
+                row = batch.template.encoded(conversation, rendered, ids[start : start + count], responses_only)
+            except DataError as error:
+                row = error
+        start += count
+        yield RowResult(index, conversation, row)
