@@ -36,9 +36,9 @@ def distillation_step(
 
 
 def _ours(model: str, prompts: int, new_tokens: int, steps: int) -> Any:
-    from benchmarks.steps import our_trainer
+    from benchmarks.steps import our_config, our_trainer
 
-    trainer = our_trainer(
+    config = our_config(
         distillation_rows(prompts),
         steps,
         model=model,
@@ -47,6 +47,7 @@ def _ours(model: str, prompts: int, new_tokens: int, steps: int) -> Any:
         sdft_max_new_tokens=new_tokens,
         sdft_gold_gain_rows=0,  # a measurement that TRL does not make
     )
+    trainer = our_trainer(config)
     trainer.stop_ids = set()
     return trainer
 

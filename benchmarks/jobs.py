@@ -328,11 +328,12 @@ def rows(samples: Samples, rates: Rates) -> list[Row]:
     found = samples.get("ours", {})
     if not found:
         return [Row("queue, API and page", "", ())]
-    return [
-        Row(*name.split("|"), values, found.get(name + PEER, ()), "procrastinate" if name + PEER in found else "")
-        for name, values in found.items()
-        if not name.endswith(PEER)
-    ]
+    rows: list[Row] = []
+    for name in (name for name in found if not name.endswith(PEER)):
+        what, unit = name.split("|")
+        peer = found.get(name + PEER, ())
+        rows.append(Row(what, unit, found[name], peer, "procrastinate" if peer else ""))
+    return rows
 
 
 if __name__ == "__main__":

@@ -123,41 +123,50 @@ def decoder_of(model: Any) -> Any:
 
 
 def run(trainer: Any, *, warm_up: int, rollout: str | None = None) -> dict[str, list[float]]:
-    """Train, and give what the steps after the first `warm_up` took."""
+    """Train, and give what the steps after the first `warm_up` took. 0: where a whole step would take too long, a few
+    tokens forward and backward warm up."""
+    if not warm_up:
+        logits = trainer.model(input_ids=torch.arange(64)[None]).logits
+        logits.logsumexp(-1).sum().backward()
+        trainer.model.zero_grad()
     clock = StepClock(trainer, rollout)
     trainer.train()
     return clock.samples(warm_up)
 
 
-def our_trainer(rows: Sequence[dict[str, Any]], steps: int, **options: Any) -> Any:
-    """A trainer of this project on these rows, by the way that `tutelage train` takes."""
+def our_config(rows: Sequence[dict[str, Any]], steps: int, **options: Any) -> Any:
+    """A config for these rows, in a folder of its own."""
     from tutelage.config import TrainingConfig
+
+    folder = Path(tempfile.mkdtemp())
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "run").mkdir()
+    defaults = {
+        "model": "smollm2",
+        "training_file": file,
+        "output_dir": folder / "run",
+        "max_steps": steps,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "r": RANK,
+        "target_modules": LORA_LAYERS,
+    }
+    return TrainingConfig(**(defaults | options))
+
+
+def our_trainer(config: Any) -> Any:
+    """A trainer of this project, by the way that `tutelage train` takes."""
     from tutelage.events import EventLog
     from tutelage.models import load_model
     from tutelage.training.build import build_trainer
     from tutelage.training.inputs import prepare_inputs
 
-    folder = Path(tempfile.mkdtemp())
-    file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    config = TrainingConfig(
-        **{
-            "model": "smollm2",
-            "training_file": file,
-            "output_dir": folder / "run",
-            "max_steps": steps,
-            "per_device_train_batch_size": 8,
-            "gradient_accumulation_steps": 1,
-            "r": RANK,
-            "target_modules": LORA_LAYERS,
-        }
-        | options
-    )
-    (folder / "run").mkdir()
     inputs = prepare_inputs(config)
     torch.manual_seed(1)
     loaded = load_model(config, inputs.source)
-    return build_trainer(config, inputs, loaded, folder / "run", EventLog(folder / "run" / "events.jsonl"))
+    run = config.output_dir
+    return build_trainer(config, inputs, loaded, run, EventLog(run / "events.jsonl"))
 
 
 def trl_arguments(steps: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from benchmarks.table import Row, Samples
 
 TITLE = "GRPO step: SmolLM2-135M, LoRA, 2 prompts of 8 answers, 24 new tokens"
 SIDES = ("ours", "trl")
-ONCE = ()
+ONCE = ("ours", "trl")
 GROUP, ANSWERS, NEW_TOKENS = 8, 16, 24
 DATA = Path(__file__).resolve().parents[2] / "examples" / "traits_grpo" / "train.jsonl"
 
@@ -25,7 +25,7 @@ def upper_case_share(*, completions: Any, **columns: Any) -> list[float]:
 
 def measure(side: str) -> dict[str, list[float]]:
     """Seconds of a step and its parts, after one to warm up. Each step has both prompts."""
-    from benchmarks.steps import our_trainer, run
+    from benchmarks.steps import our_config, our_trainer, run
 
     data = [
         {"messages": json.loads(line)["messages"]}
@@ -33,7 +33,7 @@ def measure(side: str) -> dict[str, list[float]]:
     ]
     if side == "trl":
         return run(_trls(data), warm_up=1, rollout="_generate")
-    trainer = our_trainer(
+    config = our_config(
         data,
         2,
         loss="grpo",
@@ -43,6 +43,7 @@ def measure(side: str) -> dict[str, list[float]]:
         per_device_train_batch_size=ANSWERS,
         beta=0.0,
     )
+    trainer = our_trainer(config)
     trainer.eos_token_ids = [-1]  # no answer ends early
     return run(trainer, warm_up=1, rollout="_generate") | _work(trainer)
 

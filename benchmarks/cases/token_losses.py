@@ -14,7 +14,6 @@ WORKS = {
     "DFT, frozen head": ("dft", False),
     "DFT, trained head": ("dft", True),
     "NLL, frozen head": ("nll", False),
-    "NLL, trained head": ("nll", True),
 }
 REPEATS = 2
 
