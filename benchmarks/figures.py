@@ -30,27 +30,24 @@ def draw_sizes(points: Sequence[Mapping[str, Any]]) -> None:
         for panel, (measure, title) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
             style_axes(panel, LIGHT)
             for side, (shown, colour, marker) in SIDES.items():
-                line = sorted(
-                    (point["size"], statistics.median(point[measure]))
-                    for point in points
-                    if (point["axis"], point["side"]) == (axis, side)
-                )
-                panel.plot(
-                    [size for size, _ in line],
-                    [value for _, value in line],
-                    color=colour,
-                    marker=marker,
-                    linewidth=1.8,
-                    label=shown,
-                )
+                sizes, values = line(points, axis, side, measure)
+                panel.plot(sizes, values, color=colour, marker=marker, linewidth=1.8, label=shown)
             panel.set_xlim(left=0)
             panel.set_ylim(bottom=0)
             panel.set_xlabel(label, fontsize=9)
             panel.set_title(title, fontsize=10, color=LIGHT.ink, loc="left")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}" if value < 1000 else f"{value:,.0f}")
             panel.legend(frameon=False, fontsize=8, labelcolor=LIGHT.ink)
         IMAGES.mkdir(parents=True, exist_ok=True)
         (IMAGES / f"performance-{name}.png").write_bytes(png(figure))
+
+
+def line(points: Sequence[Mapping[str, Any]], axis: str, side: str, measure: str) -> tuple[list[float], list[float]]:
+    """Sizes in order, and the median of the measure at each."""
+    here = [point for point in points if (point["axis"], point["side"]) == (axis, side)]
+    pairs = sorted((point["size"], statistics.median(point[measure])) for point in here)
+    return [size for size, _ in pairs], [value for _, value in pairs]
 
 
 if __name__ == "__main__":

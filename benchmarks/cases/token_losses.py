@@ -42,8 +42,9 @@ def measure(side: str) -> dict[str, list[float]]:
             if trained:
                 torch.mm(logits_NV.T, hidden_ND.detach(), out=gradient_VD)
 
-        weight_VD.grad = None
         weight_VD.requires_grad_(trained)
+        loss_of(side, objective, hidden_ND[:8], weight_VD, targets_N[:8]).backward()  # loads what it needs
+        hidden_ND.grad = weight_VD.grad = None
         memory = PeakMemory()
         step()
         found[f"peak_mib {name}"] = [memory.mib()]

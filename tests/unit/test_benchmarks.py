@@ -9,6 +9,7 @@ from rich.console import Console
 
 from benchmarks import __main__ as runner
 from benchmarks.distillation import part_limits, step_rows
+from benchmarks.figures import line
 from benchmarks.limits import Decoder, PrefixTree, Rates, rollout_limit, rollout_work
 from benchmarks.measure import alternating
 from benchmarks.table import BEGIN, END, Row, Target, cells, markdown, show, with_table
@@ -299,6 +300,19 @@ def test_rows_of_a_step_have_a_line_for_each_part_that_was_measured() -> None:
         ("– teacher", None, None, None),
         ("– other", 1.0, None, None),
     ]
+
+
+# --- plots ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_a_plot_has_medians_in_order_of_size() -> None:
+    points = [
+        {"axis": "prompts", "size": 8, "side": "ours", "seconds": [3.0, 5.0, 4.0]},
+        {"axis": "prompts", "size": 2, "side": "ours", "seconds": [1.0]},
+        {"axis": "prompts", "size": 2, "side": "trl", "seconds": [9.0]},
+        {"axis": "vocabulary", "size": 2, "side": "ours", "seconds": [7.0]},
+    ]
+    assert line(points, "prompts", "ours", "seconds") == ([2, 8], [1.0, 4.0])
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------
