@@ -23,16 +23,17 @@ def distillation_rows(count: int) -> list[dict[str, Any]]:
 
 
 def distillation_step(
-    side: str, model: str, *, prompts: int = 8, new_tokens: int = 64, warm_up: int = 1, steps: int = 1
+    side: str, model: str, *, prompts: int = 8, new_tokens: int = 64, steps: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds and memory of steps with `new_tokens` tokens sampled for each prompt, no fewer and no more."""
+    """Seconds and memory of steps after one to warm up; `new_tokens` tokens are sampled for each prompt, no fewer and
+    no more."""
     from benchmarks.steps import run
 
     if side == "ours":
-        trainer = _ours(model, prompts, new_tokens, warm_up + steps)
+        trainer = _ours(model, prompts, new_tokens, 1 + steps)
         work = _work(trainer, new_tokens)
-        return run(trainer, warm_up=warm_up, rollout="sample") | work
-    return run(_trls(side, model, prompts, new_tokens, warm_up + steps), warm_up=warm_up, rollout="_generate")
+        return run(trainer, rollout="sample") | work
+    return run(_trls(side, model, prompts, new_tokens, 1 + steps), rollout="_generate")
 
 
 def _ours(model: str, prompts: int, new_tokens: int, steps: int) -> Any:

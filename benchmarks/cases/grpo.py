@@ -12,7 +12,7 @@ from benchmarks.table import Row, Samples
 
 TITLE = "GRPO step: SmolLM2-135M, LoRA, 2 prompts of 8 answers, 24 new tokens"
 SIDES = ("ours", "trl")
-ONCE = ("ours", "trl")
+ONCE = SIDES
 GROUP, ANSWERS, NEW_TOKENS = 8, 16, 24
 DATA = Path(__file__).resolve().parents[2] / "examples" / "traits_grpo" / "train.jsonl"
 
@@ -32,7 +32,7 @@ def measure(side: str) -> dict[str, list[float]]:
         for line in DATA.read_text(encoding="utf-8").splitlines()[: ANSWERS // GROUP]
     ]
     if side == "trl":
-        return run(_trls(data), warm_up=1, rollout="_generate")
+        return run(_trls(data), rollout="_generate")
     config = our_config(
         data,
         2,
@@ -44,8 +44,8 @@ def measure(side: str) -> dict[str, list[float]]:
         beta=0.0,
     )
     trainer = our_trainer(config)
-    trainer.eos_token_ids = [-1]  # no answer ends early
-    return run(trainer, warm_up=1, rollout="_generate") | _work(trainer)
+    trainer.eos_token_ids = []  # no answer ends early
+    return run(trainer, rollout="_generate") | _work(trainer)
 
 
 def _trls(data: list[dict[str, Any]]) -> Any:

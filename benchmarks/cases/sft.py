@@ -11,19 +11,10 @@ from benchmarks.settings import PARTS, RANK
 from benchmarks.table import Row, Samples, Target
 
 TITLE = "SFT and DFT step: SmolLM2-135M, 4 rows of 16 to 512 tokens, LoRA"
-SIDES = (
-    "ours",
-    "trl",
-    "ours_free",
-    "trl_fast",
-    "ours_dft",
-    "trl_dft",
-    "ours_whole",
-    "trl_whole",
-)
+SIDES = ("ours", "trl", "ours_free", "trl_fast", "ours_dft", "trl_dft")
 """`ours`: packed, the default; `ours_free`: padding-free batches. `trl`: TRL's default, which pads and recomputes
-activations; `trl_fast`: without the second. `_whole`: every weight is trained."""
-ONCE = ("trl_fast", "ours_dft", "trl_dft", "ours_whole", "trl_whole")
+activations; `trl_fast`: without the second."""
+ONCE = ("ours_free", "trl_fast", "ours_dft", "trl_dft")
 BATCH, SHORTEST, LONGEST = 4, 16, 512
 SEED = 82
 """Draws 90, 409, 266 and 274. Of four uniform lengths the mean is 264 and the longest 413 on average: so padding is as
@@ -54,7 +45,7 @@ def conversations(tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def measure(side: str) -> dict[str, list[float]]:
-    """Seconds of a step and its parts, after a few tokens to warm up. The step has all rows, on every side."""
+    """Seconds of a step and its parts, after one to warm up. Each step has all rows, on every side."""
     from benchmarks.steps import our_config, our_trainer, plain_model, plain_tokenizer, run
     from tutelage.models import resolve_model
     from tutelage.training.inputs import prepare_inputs
@@ -64,19 +55,18 @@ def measure(side: str) -> dict[str, list[float]]:
     options: dict[str, Any] = {
         "loss": "dft" if side.endswith("_dft") else "sft",
         "chat_template": CHAT,
-        "is_peft": not side.endswith("_whole"),
         "packing": False,
         "per_device_train_batch_size": BATCH,
     }
     if side.startswith("ours"):
         # One pack holds all rows.
         options |= {"packing": not side.endswith("_free"), "max_seq_length": BATCH * LONGEST}
-        trainer = our_trainer(our_config(conversations(tokenizer), 1, **options))
+        trainer = our_trainer(our_config(conversations(tokenizer), 2, **options))
         items = list(trainer.train_dataset)
         rows = items if side.endswith("_free") else [row for pack in items for row in pack]
-        return run(trainer, warm_up=0) | _work(trainer, rows, adapter=options["is_peft"])
-    rows = list(prepare_inputs(our_config(conversations(tokenizer), 1, **options)).train_items)
-    return run(_trls(side, plain_model(source), tokenizer, rows), warm_up=0)
+        return run(trainer) | _work(trainer, rows)
+    rows = list(prepare_inputs(our_config(conversations(tokenizer), 2, **options)).train_items)
+    return run(_trls(side, plain_model(source), tokenizer, rows))
 
 
 def _trls(side: str, model: Any, tokenizer: Any, rows: list[Any]) -> Any:
@@ -87,7 +77,7 @@ def _trls(side: str, model: Any, tokenizer: Any, rows: list[Any]) -> Any:
     from benchmarks.steps import lora, trl_arguments
 
     arguments = SFTConfig(
-        **trl_arguments(1) | {"per_device_train_batch_size": BATCH},
+        **trl_arguments(2) | {"per_device_train_batch_size": BATCH},
         loss_type="dft" if side == "trl_dft" else "nll",
         dataset_kwargs={"skip_prepare_dataset": True},
         **({"gradient_checkpointing": False} if side == "trl_fast" else {}),
@@ -97,17 +87,17 @@ def _trls(side: str, model: Any, tokenizer: Any, rows: list[Any]) -> Any:
         args=arguments,
         train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
         processing_class=tokenizer,
-        peft_config=None if side == "trl_whole" else lora(),
+        peft_config=lora(),
     )
 
 
-def _work(trainer: Any, rows: list[Any], *, adapter: bool) -> dict[str, list[float]]:
+def _work(trainer: Any, rows: list[Any]) -> dict[str, list[float]]:
     decoder, tree = Decoder.of(trainer.model.config), PrefixTree.of([row.input_ids for row in rows])
     trained = sum(row.num_trained for row in rows)
     return {
         "flops student forward": [decoder.forward(tree, trained)],
-        "flops head and loss": [decoder.head(trained, 2 if adapter else 3)],
-        "flops backward": [decoder.backward(tree, trained, rank=RANK if adapter else None)],
+        "flops head and loss": [decoder.head(trained, 2)],
+        "flops backward": [decoder.backward(tree, trained, rank=RANK)],
         "tokens": [float(sum(len(row.input_ids) for row in rows))],
         "trained": [float(trained)],
     }
@@ -137,7 +127,6 @@ def rows(samples: Samples, rates: Rates) -> list[Row]:
         row("SFT, padding-free", "ours_free", "trl", default, target=bound),
         row("SFT, padding-free", "ours_free", "trl_fast", fast),
         row("DFT, packed (default)", "ours_dft", "trl_dft", default, target=bound),
-        row("SFT, every weight", "ours_whole", "trl_whole", default),
     ]
     for peer, name in (("trl", default), ("trl_fast", fast)):
         peaks = (samples.get(side, {}).get("peak_mib", ()) for side in ("ours", peer))

@@ -172,24 +172,29 @@ def test_a_run_writes_rows_and_samples(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_run_goes_on_after_a_side_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours of both cases; the failed side is asked once, though there are two rounds, and the exit code is 1."""
-    asked: list[tuple[str, ...]] = []
+    """TRL fails in the first of two rounds: it is left alone in the second, ours is not, and the exit code is 1."""
+    asked: list[str] = []
 
     def made_up(module: str, *arguments: str) -> Any:
         if module == "benchmarks.measure":
             return {"gemm_gflops": 300.0, "bandwidth_gb": 30.0}
-        asked.append((module.rpartition(".")[2], arguments[-1]))
-        if asked[-1] == ("divergence", "trl"):
+        asked.append(arguments[-1])
+        if asked[-1] == "trl":
             raise runner.SideFailedError("RuntimeError: no")
-        return {"s": [1.0], "products": [0.8], "peak_mib": [10.0]}
+        return {"step": [2.0], "peak_mib": [10.0 * len(asked)]}
 
     monkeypatch.setattr(runner, "worker", made_up)
-    assert runner.bench(["divergence"], 2, tmp_path) == 1
-    assert asked == [("divergence", side) for side in ("ours", "dense", "trl", "ours", "dense")]
+    assert runner.bench(["sdft"], 2, tmp_path) == 1
+    assert asked == ["ours", "trl", "trl_topk", "ours"]
     written = json.loads((tmp_path / "samples.json").read_text())
-    assert written["failures"] == {"divergence: trl": "RuntimeError: no"}
+    assert written["failures"] == {"sdft: trl": "RuntimeError: no"}
     rows = json.loads((tmp_path / "latest.json").read_text())["rows"]
-    assert [one["ratio"] for one in rows] == [pytest.approx(1.25), 1.0, None, 1.0, None]
+    assert [(one["name"], one["ours"], one["ratio"], one["met"]) for one in rows] == [
+        ("step", 2.0, None, False),
+        ("sampled and trained", 256.0, None, None),  # 8 · 64 tokens in 2 s
+        ("peak memory above the model", 25.0, None, None),  # of 10 and 40
+        ("step", 2.0, 1.0, None),
+    ]
 
 
 def test_a_worker_that_fails_is_reported_by_the_last_line_of_its_error() -> None:
