@@ -11,10 +11,10 @@ ONCE = SIDES
 
 
 def measure(side: str) -> dict[str, list[float]]:
-    """Seconds of two steps and their parts, after one to warm up; the peak of all."""
+    """Seconds of a step and its parts, after one to warm up; the peak of both."""
     from benchmarks.steps import large_vocabulary_model
 
-    return distillation_step(side, large_vocabulary_model(), steps=2)
+    return distillation_step(side, large_vocabulary_model())
 
 
 def rows(samples: Samples, rates: Rates) -> list[Row]:
