@@ -148,6 +148,13 @@ def test_a_page_without_marks_is_refused() -> None:
         with_table("no marks", content())
 
 
+def test_the_page_of_the_docs_takes_the_table() -> None:
+    page = runner.PAGE.read_text(encoding="utf-8")
+    filled = with_table(page, content())
+    assert (filled.partition(BEGIN)[0], filled.partition(END)[2]) == (page.partition(BEGIN)[0], page.partition(END)[2])
+    assert "### SDFT" in filled.partition(BEGIN)[2].partition(END)[0]
+
+
 def test_a_run_writes_rows_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rounds of the startup case with made-up workers: 0.2 s against 0.01 s of Python alone, on each round."""
     startup = {"tutelage --help": [0.2], "import tutelage": [0.02], "python alone": [0.01]}
