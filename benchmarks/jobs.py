@@ -1,16 +1,12 @@
 """How fast the queue, the API and the page are: claims with 10,000 pending jobs, events, log latency, pages.
 
-    make bench
-
+A case of `python -m benchmarks`, with one worker for all of it: the peer takes turns with ours on the same PostgreSQL.
 Everything is real: SQLite in a file, PostgreSQL as the tests start it, `tutelage serve` with its worker, Chromium.
-Peers take turns with ours on the same PostgreSQL, in rounds; medians are printed, with the lowest and highest round.
 """
 
-import argparse
 import asyncio
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -20,14 +16,13 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.limits import Rates
+from benchmarks.measure import answer
+from benchmarks.table import Row, Samples
 from tutelage.jobs.access import DEFAULT_ORGANIZATION
 from tutelage.jobs.database import Database
 from tutelage.jobs.queue import Queue
@@ -37,36 +32,19 @@ from tutelage.jobs.requirements import Offer, Requirement
 from tutelage.jobs.status import JobStatus
 from tutelage.jobs.tables import organizations
 
-ROOT = Path(__file__).resolve().parents[1]
+TITLE = "Queue, API and page: 10,000 jobs"
+SIDES = ("ours",)
+ONCE = ("ours",)
+"""It has rounds of its own."""
+ROUNDS = 3
 PENDING = 10_000
 CLAIMS = 300
-ROUNDS = 5
 EVENTS_AT_ONCE = 100
+PEER = ", procrastinate"
+"""What the names of the peer's samples end in."""
 
-
-@dataclass
-class Row:
-    """One line of the table. samples: one a round. peer: the same work by another program, in the same rounds."""
-
-    name: str
-    unit: str
-    samples: list[float]
-    peer: list[float] = field(default_factory=list)
-    peer_name: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """For benchmarks/results."""
-        ratio = statistics.median(self.samples) / statistics.median(self.peer) if self.peer else None
-        return {
-            "name": self.name,
-            "unit": self.unit,
-            "ours": statistics.median(self.samples),
-            "peer": statistics.median(self.peer) if self.peer else None,
-            "peer_name": self.peer_name or None,
-            "ratio": ratio,
-            "samples": self.samples,
-            "peer_samples": self.peer,
-        }
+Found = dict[str, list[float]]
+"""Samples by `<what>|<unit>`."""
 
 
 @contextmanager
@@ -171,12 +149,12 @@ class Procrastinate:
         self.loop.close()
 
 
-def claims(rounds: int) -> list[Row]:
+def claims(rounds: int) -> Found:
     """Claims and ends a second, one worker at a time."""
-    rows: list[Row] = []
+    found: Found = {}
     with tempfile.TemporaryDirectory() as folder:
         ours = OurQueue(f"sqlite:///{folder}/bench.db")
-        rows.append(Row("claim and end, 10,000 pending, SQLite", "1/s", [ours.round() for _ in range(rounds)]))
+        found["claim and end, 10,000 pending, SQLite|1/s"] = [ours.round() for _ in range(rounds)]
         ours.database.close()
     with postgresql() as new:
         import psycopg
@@ -186,14 +164,14 @@ def claims(rounds: int) -> list[Row]:
         for address in addresses:  # as autovacuum does, within a minute of so many new rows
             with psycopg.connect(address, autocommit=True) as connection:
                 connection.execute("VACUUM ANALYZE")
-        row = Row("claim and end, 10,000 pending, PostgreSQL", "1/s", [], [], "procrastinate")
+        name = "claim and end, 10,000 pending, PostgreSQL|1/s"
+        found |= {name: [], name + PEER: []}
         for _ in range(rounds):
-            row.samples.append(ours.round())
-            row.peer.append(peer.round())
-        rows.append(row)
+            found[name].append(ours.round())
+            found[name + PEER].append(peer.round())
         peer.close()
         ours.database.close()
-    return rows
+    return found
 
 
 @contextmanager
@@ -219,7 +197,7 @@ def served(*options: str) -> Generator[tuple[str, Path], None, None]:
             process.communicate(timeout=60)
 
 
-def events(rounds: int) -> list[Row]:
+def events(rounds: int) -> Found:
     """Events a second over HTTP, in batches of 100 and one by one."""
     with served("--no-worker") as (url, _), httpx.Client(base_url=url, timeout=60) as client:
         run = client.post("/api/runs", json={"script": "bench"}).json()["id"]
@@ -234,10 +212,10 @@ def events(rounds: int) -> list[Row]:
 
         many = [send(20, EVENTS_AT_ONCE) for _ in range(rounds)]
         single = [send(100, 1) for _ in range(rounds)]
-    return [
-        Row("events taken in over HTTP, 100 a request, SQLite", "1/s", many),
-        Row("events taken in over HTTP, 1 a request, SQLite", "1/s", single),
-    ]
+    return {
+        "events taken in over HTTP, 100 a request, SQLite|1/s": many,
+        "events taken in over HTTP, 1 a request, SQLite|1/s": single,
+    }
 
 
 PRINTS = """
@@ -261,7 +239,7 @@ new MutationObserver(() => {
 """
 
 
-def latency() -> list[Row]:
+def latency() -> Found:
     """From the print of a job to its line: at a client that follows the log, and in the page of a browser."""
     with served() as (url, home), httpx.Client(base_url=url, timeout=60) as client:
         script = home / "prints.py"
@@ -282,12 +260,12 @@ def latency() -> list[Row]:
                     now = time.time()
                     streamed += [1000 * (now - float(text)) for text in json.loads(line[6:]).split()]
         shown = seen_in_a_browser(url, run_of_a_new_job(1))
-    rows: list[Row] = []
-    for place, found in (("a client that follows", streamed), ("the page in Chromium", shown)):
-        ordered = sorted(found)
-        rows.append(Row(f"from print to {place}, median of {len(ordered)}", "ms", [statistics.median(ordered)]))
-        rows.append(Row(f"from print to {place}, 95 of 100 within", "ms", [ordered[int(0.95 * (len(ordered) - 1))]]))
-    return rows
+    found: Found = {}
+    for place, delays in (("a client that follows", streamed), ("the page in Chromium", shown)):
+        ordered = sorted(delays)
+        found[f"from print to {place}, median of {len(ordered)}|ms"] = [statistics.median(ordered)]
+        found[f"from print to {place}, 95 of 100 within|ms"] = [ordered[int(0.95 * (len(ordered) - 1))]]
+    return found
 
 
 def seen_in_a_browser(url: str, run: str) -> list[float]:
@@ -309,7 +287,7 @@ def seen_in_a_browser(url: str, run: str) -> list[float]:
     return delays
 
 
-def pages(rounds: int) -> list[Row]:
+def pages(rounds: int) -> Found:
     """Time of a page at 10,000 jobs, and of a run with 100,000 events, as the server takes it."""
     with served("--no-worker") as (url, _), httpx.Client(base_url=url, timeout=120) as client:
         for number in range(PENDING):
@@ -331,41 +309,32 @@ def pages(rounds: int) -> list[Row]:
                 samples.append(1000 * (time.perf_counter() - began))
             return samples
 
-        return [
-            Row("page of jobs, 10,000 jobs", "ms", timed("/jobs")),
-            Row("page of jobs, a search over 10,000", "ms", timed("/jobs?search=9999")),
-            Row("API, 100 of 10,000 jobs", "ms", timed("/api/jobs")),
-            Row("page of a run with 100,000 events", "ms", timed(f"/runs/{run['id']}")),
-            Row("curves of a run with 100,000 events", "ms", timed(f"/api/runs/{run['id']}/series")),
-        ]
+        return {
+            "page of jobs, 10,000 jobs|ms": timed("/jobs"),
+            "page of jobs, a search over 10,000|ms": timed("/jobs?search=9999"),
+            "API, 100 of 10,000 jobs|ms": timed("/api/jobs"),
+            "page of a run with 100,000 events|ms": timed(f"/runs/{run['id']}"),
+            "curves of a run with 100,000 events|ms": timed(f"/api/runs/{run['id']}/series"),
+        }
 
 
-def show(rows: list[Row]) -> None:
-    """The table."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("what", "ours", "lowest–highest", "peer", "ratio", "unit"):
-        table.add_column(title, justify="left" if title in ("what", "unit") else "right")
-    for row in rows:
-        spread = f"{min(row.samples):,.4g}–{max(row.samples):,.4g}" if len(row.samples) > 1 else ""
-        peer = f"{statistics.median(row.peer):,.4g} ({row.peer_name})" if row.peer else ""
-        ratio = f"{statistics.median(row.samples) / statistics.median(row.peer):.2f}" if row.peer else ""
-        table.add_row(row.name, f"{statistics.median(row.samples):,.4g}", spread, peer, ratio, row.unit)
-    Console(width=140).print(table)
+def measure(side: str) -> Found:
+    """All of it; the peer's samples beside ours."""
+    return claims(ROUNDS) | events(ROUNDS) | latency() | pages(ROUNDS)
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "jobs.json")
-    options = parser.parse_args()
-    rows = claims(options.rounds) + events(options.rounds) + latency() + pages(options.rounds)
-    show(rows)
-    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine, "rows": [row.as_json() for row in rows]}
-    options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def rows(samples: Samples, rates: Rates) -> list[Row]:
+    """One row a name."""
+    found = samples.get("ours", {})
+    if not found:
+        return [Row("queue, API and page", "", ())]
+    rows: list[Row] = []
+    for name in (name for name in found if not name.endswith(PEER)):
+        what, unit = name.split("|")
+        peer = found.get(name + PEER, ())
+        rows.append(Row(what, unit, found[name], peer, "procrastinate" if peer else ""))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    answer(measure)

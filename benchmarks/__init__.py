@@ -1,0 +1,1 @@
+"""What this project is measured by: `python -m benchmarks`. docs/performance.md says how, and what came of it."""

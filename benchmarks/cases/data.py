@@ -1,0 +1,93 @@
+"""Reading, checking, rendering and tokenising many rows, against the tokenizer alone on rendered texts."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.distillation import ROWS
+from benchmarks.limits import Rates
+from benchmarks.measure import AnonymousPeak, answer, seconds
+from benchmarks.table import Row, Samples, Target
+
+NUMBER = int(os.environ.get("BENCH_ROWS", "40000"))
+TITLE = f"Data: {NUMBER:,} rows read, checked, rendered and tokenised"
+SIDES = ("ours", "tokenizer", "ours_quarter")
+ONCE = SIDES
+AT_ONCE = 1000
+
+
+def conversations(number: int) -> Iterator[list[dict[str, Any]]]:
+    """The tool calls again and again, each time with another number in the question: no two rows are the same."""
+    known = [json.loads(line)["messages"] for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    for index in range(number):
+        asked, *rest = known[index % len(known)]
+        yield [{**asked, "content": f"{asked['content']}\nRequest {index}."}, *rest]
+
+
+def measure(side: str) -> dict[str, list[float]]:
+    """Rows a second; for ours the peak memory that no file backs."""
+    from transformers import AutoTokenizer
+
+    from tutelage.models import resolve_model
+
+    number = NUMBER // 4 if side == "ours_quarter" else NUMBER
+    source = resolve_model("smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if side != "tokenizer":
+        return _ours(number)
+    total = 0.0
+    chats: list[list[dict[str, Any]]] = []
+    tokenizer(["to start its threads"] * AT_ONCE)
+    for index, chat in enumerate(conversations(number), start=1):
+        chats.append(chat)
+        if len(chats) == AT_ONCE or index == number:
+            texts = tokenizer.apply_chat_template(chats, tokenize=False)
+            total += seconds(lambda texts=texts: tokenizer(texts, add_special_tokens=False))
+            chats.clear()
+    return {"rows/s": [number / total]}
+
+
+def _ours(number: int) -> dict[str, list[float]]:
+    """By the way that `tutelage train` takes, up to where the model would be loaded."""
+    from tutelage.config import TrainingConfig
+    from tutelage.training.inputs import prepare_inputs
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.jsonl")
+        with file.open("w", encoding="utf-8") as lines:
+            for chat in conversations(number):
+                lines.write(json.dumps({"messages": chat}) + "\n")
+        config = TrainingConfig(model="smollm2", training_file=file, output_dir=Path(folder, "run"))
+        memory = AnonymousPeak()
+        taken = seconds(lambda: prepare_inputs(config))
+        return {"rows/s": [number / taken], "peak_mib": [memory.mib()]}
+
+
+def rows(samples: Samples, rates: Rates) -> list[Row]:
+    """The rate, and the memory at four times the rows."""
+    ours, tokenizer, quarter = (samples.get(side, {}) for side in SIDES)
+    return [
+        Row(
+            "read, check, render, tokenise",
+            "rows/s",
+            ours.get("rows/s", ()),
+            tokenizer.get("rows/s", ()),
+            f"the tokenizer, {AT_ONCE:,} texts at once",
+            target=Target(0.9, at_least=True),
+        ),
+        Row(
+            "peak memory",
+            "MiB",
+            ours.get("peak_mib", ()),
+            quarter.get("peak_mib", ()),
+            f"ours, {NUMBER // 4:,} rows",
+            target=Target(1.25),
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    answer(measure)

@@ -1,0 +1,3 @@
+"""A worker of the bench that fails; `test_benchmarks` runs it."""
+
+raise KeyError("nobody")
