@@ -32,7 +32,8 @@ from tutelage.losses.vocabulary_blocks import (
 class BlockedTeacher:
     """The constant side."""
 
-    hidden_ND: Tensor
+    hidden: Tensor
+    """[N, D]."""
     head: BlockedHead | None
     """None if it is the student's."""
 
@@ -62,7 +63,7 @@ class BlockedDivergence(BlockedChunk):
         self.spec = spec
         self._teacher_head = teacher.head or head
         self._student_nD = head.scaled(self.hidden_nD)
-        self._teacher_nD = self._teacher_head.scaled(teacher.hidden_ND[span].detach())
+        self._teacher_nD = self._teacher_head.scaled(teacher.hidden[span].detach())
         self._both_mD: Tensor | None = None
         if teacher.head is None:
             self._both_mD = torch.cat([self._student_nD, self._student_nD - self._teacher_nD])

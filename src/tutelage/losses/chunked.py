@@ -71,6 +71,8 @@ class _ByBlocks:
     """How a loss goes by blocks."""
 
     chunks: _Chunks
+    weight: Tensor
+    """The head's, for dtype and device."""
     sides: int
     """1, or 2 if there are logits of a teacher."""
     keeps_tiles: bool
@@ -115,7 +117,7 @@ def token_objective(
                     blocked, sums, span, targets_N, weights_N, workspace, weighted_by_probability=objective == "dft"
                 )
 
-        by_blocks = _ByBlocks(chunks, sides=1, keeps_tiles=sums.of_head)
+        by_blocks = _ByBlocks(chunks, head.weight.detach(), sides=1, keeps_tiles=sums.of_head)
     loss_sum, stats = _weighted_sum(sums, weights_N, rows, by_blocks, chunk_size)
     return TokenResult(loss_sum, TokenStats(*map(torch.cat, zip(*stats, strict=True))))
 
@@ -220,7 +222,7 @@ def _divergence(
                 yield BlockedDivergence(head, sums, span, teacher, tokens, weights_N, divergence, workspace)
 
         keeps = BlockedDivergence.keeps_tiles(divergence, with_gradient=sums.any)
-        by_blocks = _ByBlocks(chunks, sides=2, keeps_tiles=keeps)
+        by_blocks = _ByBlocks(chunks, student_head.weight.detach(), sides=2, keeps_tiles=keeps)
     return _weighted_sum(sums, weights_N, rows, by_blocks, chunk_size)
 
 
@@ -241,27 +243,19 @@ def _weighted_sum(
     """Σ_n w_n · value_n with its gradients, and the statistics chunk by chunk."""
     if chunk_size is not None and chunk_size < 1:
         raise ConfigError(f"chunk_size={chunk_size} holds no position; pass 1 or more, or None for the default")
-    vocabulary, positions = sums.head.vocabulary, sums.inputs.shape[0]
+    positions = sums.inputs.shape[0]
     measured: list[tuple[int, Tensor, Any]] = []
     by_rows = [slice(0, positions)]
     with torch.no_grad():
         if by_blocks is not None and positions:
-            most = chunk_size or MAX_BLOCK_CHUNK_ROWS
-            if by_blocks.keeps_tiles and chunk_size is None:
-                most = min(
-                    most,
-                    max(
-                        MIN_CHUNK_ROWS,
-                        BLOCK_CHUNK_ELEMENTS // (by_blocks.sides * vocabulary) // ROW_MULTIPLE * ROW_MULTIPLE,
-                    ),
-                )
+            most = chunk_size or _block_chunk_rows(by_blocks, sums.head.vocabulary)
             by_rows = []
             for chunk, concluded in _go_by_blocks(sums, by_blocks, _spans(slice(0, positions), most)):
                 if concluded:
                     measured.append((chunk.span.start, chunk.value_n, chunk.stats))
                 else:
                     by_rows.append(chunk.span)
-        most = chunk_size or max(MIN_CHUNK_ROWS, ROW_CHUNK_ELEMENTS // vocabulary)
+        most = chunk_size or max(MIN_CHUNK_ROWS, ROW_CHUNK_ELEMENTS // sums.head.vocabulary)
         for span in [part for whole in by_rows for part in _spans(whole, most)]:
             logits_nV = sums.head.logits(sums.inputs[span])
             (value_n, gradient_nV), stats = rows(logits_nV, span, sums.any)
@@ -276,11 +270,17 @@ def _weighted_sum(
     return attach_gradients(loss_sum, sums.known()), [stats for _, _, stats in measured]
 
 
+def _block_chunk_rows(by_blocks: _ByBlocks, vocabulary: int) -> int:
+    if not by_blocks.keeps_tiles:
+        return MAX_BLOCK_CHUNK_ROWS
+    rows = BLOCK_CHUNK_ELEMENTS // (by_blocks.sides * vocabulary) // ROW_MULTIPLE * ROW_MULTIPLE
+    return min(max(rows, MIN_CHUNK_ROWS), MAX_BLOCK_CHUNK_ROWS)
+
+
 def _go_by_blocks(sums: GradientSums, by_blocks: _ByBlocks, spans: list[slice]) -> Iterator[tuple[BlockedChunk, bool]]:
-    assert isinstance(sums.head, Head)
     rows = spans[0].stop - spans[0].start
     workspace = Workspace.for_tiles(
-        sums.head.weight.detach(),
+        by_blocks.weight,
         sums.head.vocabulary,
         rows * by_blocks.sides,
         keeps=by_blocks.keeps_tiles,
