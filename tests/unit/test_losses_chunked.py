@@ -77,7 +77,7 @@ def head_tensors(bias=False, **options):
 
 
 class Recorder(TorchDispatchMode):
-    """Counts matrix products and their multiplications, and remembers the largest tensor that any operation returned."""
+    """Counts matrix products and multiplications in them, and remembers the largest tensor any operation returned."""
 
     factors = {  # noqa: RUF012 - a table: where an operation's two factors are among its arguments
         torch.ops.aten.mm.default: 0,
@@ -416,7 +416,7 @@ def test_no_tensor_of_all_logits():
 
 
 def test_default_chunk_is_bounded_for_a_large_vocabulary():
-    """By rows 2²⁴ logits: 111 rows at V = 150 000, so 113 positions take two chunks, and no tensor exceeds 2²⁴ elements.
+    """By rows 2²⁴ logits: 111 rows at V = 150 000, so 113 positions take two chunks; no tensor has more than 2²⁴.
 
     A soft-cap of 1e9 leaves logits of 0 as they are, and goes by rows. Without it, no tensor has half of that.
     """
