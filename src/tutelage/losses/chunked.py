@@ -245,7 +245,7 @@ def _weighted_sum(
         raise ConfigError(f"chunk_size={chunk_size} holds no position; pass 1 or more, or None for the default")
     positions = sums.inputs.shape[0]
     measured: list[tuple[int, Tensor, Any]] = []
-    by_rows = [slice(0, positions)]
+    by_rows: list[slice] = [slice(0, positions)]
     with torch.no_grad():
         if by_blocks is not None and positions:
             most = chunk_size or _block_chunk_rows(by_blocks, sums.head.vocabulary)

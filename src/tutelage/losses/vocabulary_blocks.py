@@ -206,7 +206,7 @@ def go_through(chunks: Iterable[BlockedChunk], blocks: list[Block]) -> Iterator[
 
 def exponentials_(logits_pnw: Tensor) -> Tensor:
     """exp in place, with 0 for what is too small."""
-    return functional.threshold_(logits_pnw.exp_(), SMALLEST_EXPONENTIAL, 0.0)
+    return functional.threshold(logits_pnw.exp_(), SMALLEST_EXPONENTIAL, 0.0, inplace=True)
 
 
 def row_sums(tile_pnw: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ class TokenPlaces:
         self._row_n = tokens_n.argsort()
         self._token_n = tokens_n[self._row_n]
         stops = torch.tensor([block.stop for block in blocks], device=tokens_n.device)
-        self._end: list[int] = torch.searchsorted(self._token_n, stops).tolist()
+        self._end = [int(end) for end in torch.searchsorted(self._token_n, stops).cpu()]
 
     def inside(self, number: int, block: Block) -> tuple[Tensor, Tensor, Tensor]:
         """Piece, row and column of the tokens in block `number`; often there are none."""
