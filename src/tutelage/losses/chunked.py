@@ -1,35 +1,51 @@
 """Loss and gradient through the head, chunk by chunk: no [batch, position, vocabulary] tensor.
 
 The gradients to hidden states, weight and bias are formed in the forward pass, next to the logits they come
-from, so nothing is recomputed. What to divide by, which positions to pass and what to log are the caller's.
+from, so nothing is recomputed. Chunks go by blocks of the vocabulary where loss and head allow it, else by rows
+of logits, as do chunks in which something is not finite. What to divide by, which positions to pass and what to
+log are the caller's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tutelage.errors import ConfigError, ShapeError, nearest
 from tutelage.losses import per_position
+from tutelage.losses.blocked_divergence import BlockedDivergence, BlockedTeacher
+from tutelage.losses.blocked_tokens import BlockedTokens
+from tutelage.losses.gradient_sums import GradientSums
 from tutelage.losses.head import AnyHead, Head
 from tutelage.losses.known_gradient import attach_gradients
-from tutelage.losses.per_position import Divergence, ValueAndGradient, compute_dtype, log_probabilities
+from tutelage.losses.per_position import Divergence, ValueAndGradient, log_probabilities
 from tutelage.losses.positions import require_shape, require_vocabulary
 from tutelage.losses.statistics import DivergenceStats, TokenStats, measure_divergence, measure_tokens
+from tutelage.losses.vocabulary_blocks import BlockedChunk, BlockedHead, Workspace, can_go_by_blocks, go_through
 
 TokenObjective = Literal["nll", "dft"]
 
-CHUNK_ELEMENTS = 2**24
-"""Logits per chunk unless told otherwise: 64 MiB in float32, of which a few copies live at a time."""
+ROW_CHUNK_ELEMENTS = 2**24
+"""Logits per chunk by rows unless told otherwise: 64 MiB in float32, of which a few copies live at a time."""
+
+BLOCK_CHUNK_ELEMENTS = 40_000_000
+"""Logits kept of a chunk by blocks unless told otherwise, the teacher's included: 160 MB in float32, once."""
+
+MAX_BLOCK_CHUNK_ROWS = 1024
+"""Rows of a chunk by blocks unless told otherwise: with more, products gain nothing and tiles leave the caches."""
 
 MIN_CHUNK_ROWS = 32
 """Below this many rows the product with the head no longer uses the hardware well."""
 
+ROW_MULTIPLE = 16
+"""Chunks have a multiple of it where they may: kernels of matrix products take so many rows at a time."""
+
 # Logits of a chunk, which positions they belong to, whether the gradient is needed -> loss and statistics.
-_Stats = TypeVar("_Stats")
-_Rows = Callable[[Tensor, slice, bool], tuple[ValueAndGradient, _Stats]]
+_Rows = Callable[[Tensor, slice, bool], tuple[ValueAndGradient, Any]]
+# Where gradients go, the positions of each chunk, memory for the tiles -> the chunks.
+_Chunks = Callable[[GradientSums, list[slice], Workspace], Iterator[BlockedChunk]]
 
 _TOKEN_RULES = {"nll": per_position.nll, "dft": per_position.dft}
 
@@ -48,6 +64,18 @@ class DivergenceResult:
 
     loss_sum: Tensor
     stats: DivergenceStats
+
+
+@dataclass(frozen=True)
+class _ByBlocks:
+    """How a loss goes by blocks."""
+
+    chunks: _Chunks
+    weight: Tensor
+    """The head's, for dtype and device."""
+    sides: int
+    """1, or 2 if there are logits of a teacher."""
+    keeps_tiles: bool
 
 
 def token_objective(
@@ -78,7 +106,19 @@ def token_objective(
         loss = rule(logp_nV, targets_N[span], with_gradient=with_gradient)
         return loss, measure_tokens(logp_nV, targets_N[span])
 
-    loss_sum, stats = _weighted_sum(hidden_ND, head, weights_N, rows, chunk_size)
+    sums = GradientSums.for_trained(hidden_ND, head)
+    by_blocks = None
+    if isinstance(head, Head) and can_go_by_blocks(head):
+
+        def chunks(sums: GradientSums, spans: list[slice], workspace: Workspace) -> Iterator[BlockedTokens]:
+            blocked = BlockedHead.of(head)
+            for span in spans:
+                yield BlockedTokens(
+                    blocked, sums, span, targets_N, weights_N, workspace, weighted_by_probability=objective == "dft"
+                )
+
+        by_blocks = _ByBlocks(chunks, head.weight.detach(), sides=1, keeps_tiles=sums.of_head)
+    loss_sum, stats = _weighted_sum(sums, weights_N, rows, by_blocks, chunk_size)
     return TokenResult(loss_sum, TokenStats(*map(torch.cat, zip(*stats, strict=True))))
 
 
@@ -99,6 +139,38 @@ def divergence_objective(
     use the tokens for statistics only. Weights, gradients and `chunk_size` as in `token_objective`.
     Raises ShapeError if shapes disagree or a token has no logit, ConfigError for an impossible chunk size.
     """
+    sides = (student_hidden_ND, student_head, teacher_hidden_ND, teacher_head)
+    loss_sum, stats = _divergence(*sides, tokens_N, weights_N, divergence, chunk_size, measured=True)
+    return DivergenceResult(loss_sum, DivergenceStats(*map(torch.cat, zip(*stats, strict=True))))
+
+
+def divergence_sum(
+    student_hidden_ND: Tensor,
+    student_head: AnyHead,
+    teacher_hidden_ND: Tensor,
+    teacher_head: AnyHead,
+    tokens_N: Tensor,
+    weights_N: Tensor,
+    divergence: Divergence,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The `loss_sum` of `divergence_objective` without its statistics, which take time of their own."""
+    sides = (student_hidden_ND, student_head, teacher_hidden_ND, teacher_head)
+    return _divergence(*sides, tokens_N, weights_N, divergence, chunk_size, measured=False)[0]
+
+
+def _divergence(
+    student_hidden_ND: Tensor,
+    student_head: AnyHead,
+    teacher_hidden_ND: Tensor,
+    teacher_head: AnyHead,
+    tokens_N: Tensor,
+    weights_N: Tensor,
+    divergence: Divergence,
+    chunk_size: int | None,
+    *,
+    measured: bool,
+) -> tuple[Tensor, list[DivergenceStats]]:
     positions = {"tokens": tokens_N, "weights": weights_N}
     _require_positions(student_hidden_ND, student_head, "student hidden", positions)
     _require_positions(teacher_hidden_ND, teacher_head, "teacher hidden", positions)
@@ -109,11 +181,13 @@ def divergence_objective(
         )
     require_vocabulary("tokens", tokens_N, student_head.vocabulary)
 
-    def rows(student_logits_nV: Tensor, span: slice, with_gradient: bool) -> tuple[ValueAndGradient, DivergenceStats]:
+    def rows(
+        student_logits_nV: Tensor, span: slice, with_gradient: bool
+    ) -> tuple[ValueAndGradient, DivergenceStats | None]:
         teacher_logits_nV = teacher_head.logits(teacher_hidden_ND[span])
         student_logp_nV = log_probabilities(student_logits_nV)
         teacher_logp_nV = log_probabilities(teacher_logits_nV)
-        stats = measure_divergence(student_logp_nV, teacher_logp_nV, tokens_N[span])
+        stats = measure_divergence(student_logp_nV, teacher_logp_nV, tokens_N[span]) if measured else None
         if divergence.temperature != 1.0:
             student_logp_nV = log_probabilities(student_logits_nV, divergence.temperature)
             teacher_logp_nV = log_probabilities(teacher_logits_nV, divergence.temperature)
@@ -123,8 +197,33 @@ def divergence_objective(
         )
         return loss, stats
 
-    loss_sum, stats = _weighted_sum(student_hidden_ND, student_head, weights_N, rows, chunk_size)
-    return DivergenceResult(loss_sum, DivergenceStats(*map(torch.cat, zip(*stats, strict=True))))
+    sums = GradientSums.for_trained(student_hidden_ND, student_head)
+    by_blocks = None
+    if (
+        isinstance(student_head, Head)
+        and isinstance(teacher_head, Head)
+        and can_go_by_blocks(student_head)
+        and can_go_by_blocks(teacher_head)
+        and student_head.weight.dtype == teacher_head.weight.dtype
+        and divergence.estimator == "full"
+        and not (measured and divergence.temperature != 1.0)
+    ):
+
+        def chunks(sums: GradientSums, spans: list[slice], workspace: Workspace) -> Iterator[BlockedDivergence]:
+            head = BlockedHead.of(student_head, divergence.temperature)
+            own = (
+                None
+                if student_head.shares_logits(teacher_head)
+                else BlockedHead.of(teacher_head, divergence.temperature)
+            )
+            teacher = BlockedTeacher(teacher_hidden_ND, own)
+            tokens = tokens_N if measured else None
+            for span in spans:
+                yield BlockedDivergence(head, sums, span, teacher, tokens, weights_N, divergence, workspace)
+
+        keeps = BlockedDivergence.keeps_tiles(divergence, with_gradient=sums.any)
+        by_blocks = _ByBlocks(chunks, student_head.weight.detach(), sides=2, keeps_tiles=keeps)
+    return _weighted_sum(sums, weights_N, rows, by_blocks, chunk_size)
 
 
 def _require_positions(hidden_ND: Tensor, head: AnyHead, name: str, per_position_tensors: dict[str, Tensor]) -> None:
@@ -139,82 +238,62 @@ def _require_positions(hidden_ND: Tensor, head: AnyHead, name: str, per_position
 
 
 def _weighted_sum(
-    hidden_ND: Tensor, head: AnyHead, weights_N: Tensor, rows: _Rows[_Stats], chunk_size: int | None
-) -> tuple[Tensor, list[_Stats]]:
+    sums: GradientSums, weights_N: Tensor, rows: _Rows, by_blocks: _ByBlocks | None, chunk_size: int | None
+) -> tuple[Tensor, list[Any]]:
     """Σ_n w_n · value_n with its gradients, and the statistics chunk by chunk."""
-    if chunk_size is None:
-        chunk_size = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // head.vocabulary)
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ConfigError(f"chunk_size={chunk_size} holds no position; pass 1 or more, or None for the default")
-    sums = _GradientSums.for_trained(hidden_ND, head)
-    losses: list[Tensor] = []
-    stats: list[_Stats] = []
+    positions = sums.inputs.shape[0]
+    measured: list[tuple[int, Tensor, Any]] = []
+    by_rows: list[slice] = [slice(0, positions)]
     with torch.no_grad():
-        # At least one chunk, so that no position at all gives a sum of 0 and statistics of length 0.
-        for start in range(0, max(hidden_ND.shape[0], 1), chunk_size):
-            span = slice(start, start + chunk_size)
-            logits_nV = head.logits(hidden_ND[span])
-            (value_n, gradient_nV), chunk_stats = rows(logits_nV, span, sums.any)
-            weights_n = weights_N[span].to(value_n.dtype)
-            losses.append(torch.where(weights_n != 0, weights_n * value_n, 0.0).sum())
-            stats.append(chunk_stats)
+        if by_blocks is not None and positions:
+            most = chunk_size or _block_chunk_rows(by_blocks, sums.head.vocabulary)
+            by_rows = []
+            for chunk, concluded in _go_by_blocks(sums, by_blocks, _spans(slice(0, positions), most)):
+                if concluded:
+                    measured.append((chunk.span.start, chunk.value_n, chunk.stats))
+                else:
+                    by_rows.append(chunk.span)
+        most = chunk_size or max(MIN_CHUNK_ROWS, ROW_CHUNK_ELEMENTS // sums.head.vocabulary)
+        for span in [part for whole in by_rows for part in _spans(whole, most)]:
+            logits_nV = sums.head.logits(sums.inputs[span])
+            (value_n, gradient_nV), stats = rows(logits_nV, span, sums.any)
+            measured.append((span.start, value_n, stats))
             if gradient_nV is not None:
-                gradient_nV.mul_(weights_n.unsqueeze(-1))
-                sums.add(span, gradient_nV, logits_nV, left_out_n=weights_n == 0)
-        loss_sum = torch.stack(losses).sum()
-    return attach_gradients(loss_sum, sums.known()), stats
+                weights_n = weights_N[span].to(value_n.dtype)
+                sums.add(span, gradient_nV.mul_(weights_n.unsqueeze(-1)), logits_nV, left_out_n=weights_n == 0)
+        measured.sort(key=lambda chunk: chunk[0])
+        value_N = torch.cat([value_n for _, value_n, _ in measured])
+        weights_N = weights_N.to(value_N.dtype)
+        loss_sum = torch.where(weights_N != 0, weights_N * value_N, 0.0).sum()
+    return attach_gradients(loss_sum, sums.known()), [stats for _, _, stats in measured]
 
 
-@dataclass
-class _GradientSums:
-    """The gradients of the loss sum, in float32 or float64; None where nothing is trained."""
-
-    inputs: Tensor
-    head: AnyHead
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-
-    @classmethod
-    def for_trained(cls, hidden_ND: Tensor, head: AnyHead) -> "_GradientSums":
-        weight_VD, bias_V = (head.weight, head.bias) if isinstance(head, Head) else (None, None)
-        return cls(
-            hidden_ND, head, _zeros_if_trained(hidden_ND), _zeros_if_trained(weight_VD), _zeros_if_trained(bias_V)
-        )
-
-    @property
-    def any(self) -> bool:
-        return self.hidden is not None or self.weight is not None or self.bias is not None
-
-    def add(self, span: slice, gradient_nV: Tensor, logits_nV: Tensor, left_out_n: Tensor) -> None:
-        """Add what a chunk's gradient to its logits [n, V] gives; positions left out give 0 whatever they hold."""
-        left_out_n1 = left_out_n.unsqueeze(-1)
-        if not isinstance(self.head, Head):
-            if self.hidden is not None:
-                self.hidden[span] = gradient_nV.masked_fill_(left_out_n1, 0.0)
-            return
-        gradient_nV = self.head.gradient_before_scaling(gradient_nV, logits_nV).masked_fill_(left_out_n1, 0.0)
-        if self.bias is not None:
-            self.bias += gradient_nV.sum(0)
-        # Products in the weight's dtype, as the forward product; only the sums are in float32.
-        weight_VD = self.head.weight
-        gradient_nV = gradient_nV.to(weight_VD.dtype)
-        if self.hidden is not None:
-            self.hidden[span] = gradient_nV @ weight_VD
-        if self.weight is not None:
-            self.weight += gradient_nV.mT @ self.inputs[span].masked_fill(left_out_n1, 0.0).to(weight_VD.dtype)
-
-    def known(self) -> list[tuple[Tensor, Tensor]]:
-        """The (tensor, gradient) pairs of what is trained."""
-        pairs = [(self.inputs, self.hidden)]
-        if isinstance(self.head, Head):
-            pairs.append((self.head.weight, self.weight))
-            if self.head.bias is not None:
-                pairs.append((self.head.bias, self.bias))
-        return [(tensor, gradient) for tensor, gradient in pairs if gradient is not None]
+def _block_chunk_rows(by_blocks: _ByBlocks, vocabulary: int) -> int:
+    if not by_blocks.keeps_tiles:
+        return MAX_BLOCK_CHUNK_ROWS
+    rows = BLOCK_CHUNK_ELEMENTS // (by_blocks.sides * vocabulary) // ROW_MULTIPLE * ROW_MULTIPLE
+    return min(max(rows, MIN_CHUNK_ROWS), MAX_BLOCK_CHUNK_ROWS)
 
 
-def _zeros_if_trained(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or not (torch.is_grad_enabled() and tensor.requires_grad):
-        return None
-    return torch.zeros(tensor.shape, dtype=compute_dtype(tensor.dtype), device=tensor.device)
+def _go_by_blocks(sums: GradientSums, by_blocks: _ByBlocks, spans: list[slice]) -> Iterator[tuple[BlockedChunk, bool]]:
+    rows = spans[0].stop - spans[0].start
+    workspace = Workspace.for_tiles(
+        by_blocks.weight,
+        sums.head.vocabulary,
+        rows * by_blocks.sides,
+        keeps=by_blocks.keeps_tiles,
+        spare_rows=2 * rows if by_blocks.sides == 2 else 0,
+    )
+    return go_through(by_blocks.chunks(sums, spans, workspace), workspace.blocks)
+
+
+def _spans(whole: slice, most: int) -> list[slice]:
+    """Slices of at most `most` positions, about equal, the smallest last; an empty one if there are no positions."""
+    positions = whole.stop - whole.start
+    if positions <= most:
+        return [whole]
+    size = -(-positions // -(-positions // most))
+    size = min(most, -(-size // ROW_MULTIPLE) * ROW_MULTIPLE)
+    return [slice(start, min(start + size, whole.stop)) for start in range(whole.start, whole.stop, size)]

@@ -44,6 +44,15 @@ class Head:
         """V, the number of logits."""
         return self.weight.shape[0]
 
+    def shares_logits(self, other: "Head") -> bool:
+        """Whether the other makes the same logits of the same hidden states, out of the same memory."""
+        return (
+            self.weight is other.weight
+            and self.bias is other.bias
+            and self.scale == other.scale
+            and self.softcap == other.softcap
+        )
+
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """[N, V] in float32 (float64 for a float64 weight); the product itself is in the weight's dtype."""
         raw_NV = functional.linear(hidden_ND.to(self.weight.dtype), self.weight, self.bias)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import ConfigError, ShapeError
-from tutelage.losses.chunked import TokenObjective, divergence_objective, token_objective
+from tutelage.losses.chunked import TokenObjective, divergence_sum, token_objective
 from tutelage.losses.head import Head
 from tutelage.losses.per_position import Divergence, DivergenceKind
 from tutelage.losses.positions import normalised, require_shape, select_trained
@@ -96,7 +96,7 @@ def linear_divergence(
         teacher_weight = weight
         teacher_bias = bias if teacher_bias is None else teacher_bias
     counted = mask != 0
-    result = divergence_objective(
+    loss_sum = divergence_sum(
         student_hidden[counted],
         Head(weight, bias, softcap, scale),
         teacher_hidden[counted],
@@ -106,7 +106,7 @@ def linear_divergence(
         spec,
         chunk_size,
     )
-    return normalised(result.loss_sum, num_items, result.stats.reverse_kl.numel())
+    return normalised(loss_sum, num_items, int(counted.sum()))
 
 
 def _token_loss(

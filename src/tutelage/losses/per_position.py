@@ -221,17 +221,22 @@ def _jsd(pair: _Pair, beta: float, with_gradient: bool) -> ValueAndGradient:
     """
     p_NV = pair.student_logp.exp()
     q_NV = pair.teacher_logp.exp()
-    gap_NV = pair.teacher_bucket - pair.student_bucket
-    # log m = max(log p, log q) + log1p(c·expm1(−|gap|)), c the share of the smaller: exactly log p at gap 0.
-    smaller_share_NV = torch.where(gap_NV > 0, gap_NV.new_full((), 1.0 - beta), gap_NV.new_full((), beta))
-    excess_NV = gap_NV.abs().neg_().expm1_().mul_(smaller_share_NV).log1p_()
-    teacher_value_N = expectation(q_NV, gap_NV.clamp(max=0.0).sub_(excess_NV))
-    student_ratio_NV = gap_NV.clamp_(min=0.0).add_(excess_NV).neg_()
+    teacher_ratio_NV, student_ratio_NV = mixture_log_ratios(pair.teacher_bucket - pair.student_bucket, beta)
+    teacher_value_N = expectation(q_NV, teacher_ratio_NV)
     student_value_N = expectation(p_NV, student_ratio_NV)
     value_N = beta * teacher_value_N + (1.0 - beta) * student_value_N
     if not with_gradient:
         return ValueAndGradient(value_N, None)
     return ValueAndGradient(value_N, _centred(p_NV, student_ratio_NV, student_value_N).mul_(1.0 - beta))
+
+
+def mixture_log_ratios(gap_NV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """log q − log m and log p − log m for m = βq + (1−β)p, from log q − log p, which is overwritten."""
+    # log m = max(log p, log q) + log1p(c·expm1(−|gap|)), c the share of the smaller: exactly log p at gap 0.
+    smaller_share_NV = torch.where(gap_NV > 0, gap_NV.new_full((), 1.0 - beta), gap_NV.new_full((), beta))
+    excess_NV = gap_NV.abs().neg_().expm1_().mul_(smaller_share_NV).log1p_()
+    teacher_ratio_NV = gap_NV.clamp(max=0.0).sub_(excess_NV)
+    return teacher_ratio_NV, gap_NV.clamp_(min=0.0).add_(excess_NV).neg_()
 
 
 def _sampled(

@@ -19,7 +19,7 @@ class TokenStats(NamedTuple):
     probability: Tensor
     """p_t."""
     correct: Tensor
-    """Whether the most likely token is the target (bool)."""
+    """Whether no token is more likely than the target (bool)."""
 
 
 class DivergenceStats(NamedTuple):
@@ -49,7 +49,7 @@ def measure_tokens(logp_NV: Tensor, targets_N: Tensor) -> TokenStats:
     return TokenStats(
         nll=-target_logp_N,
         probability=target_logp_N.exp(),
-        correct=logp_NV.argmax(-1) == targets_N,
+        correct=target_logp_N >= logp_NV.amax(-1),
     )
 
 

@@ -1,0 +1,258 @@
+"""The chunked head by blocks of the vocabulary, with blocks so small that there are many of them.
+
+The reference is dense: plain logits, autograd in float64. Which tests of the chunked head hold for any way it takes
+are in test_losses_chunked.py.
+"""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tutelage.losses import (
+    Divergence,
+    Head,
+    chunked,
+    dft_loss,
+    divergence,
+    divergence_objective,
+    linear_dft_loss,
+    linear_divergence,
+    linear_nll_loss,
+    nll_loss,
+    reverse_kl,
+    token_objective,
+    vocabulary_blocks,
+)
+from tutelage.losses.vocabulary_blocks import Block
+
+VOCABULARY, HIDDEN, POSITIONS = 203, 7, 13
+SPECS = [Divergence("reverse_kl"), Divergence("forward_kl"), Divergence("jsd", beta=0.3)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Tiles 16 entries wide: a vocabulary of 203 is several blocks, the last one uneven."""
+    monkeypatch.setattr(vocabulary_blocks, "MIN_TILE_WIDTH", 16)
+    monkeypatch.setattr(vocabulary_blocks, "TILE_ELEMENTS", 16)
+
+
+@pytest.fixture
+def verdicts(monkeypatch):
+    """Whether each chunk could be concluded by blocks, as it comes."""
+    seen = []
+    go_through = vocabulary_blocks.go_through
+
+    def recording(chunks, blocks):
+        for chunk, concluded in go_through(chunks, blocks):
+            seen.append(concluded)
+            yield chunk, concluded
+
+    monkeypatch.setattr(chunked, "go_through", recording)
+    return seen
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def leaf(*shape: int, seed: int) -> torch.Tensor:
+    return random(*shape, seed=seed).requires_grad_()
+
+
+def tokens_of(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def value_and_gradients(loss, *tensors):
+    return [loss.detach(), *torch.autograd.grad(3.0 * loss, [tensor for tensor in tensors if tensor.requires_grad])]
+
+
+@pytest.mark.parametrize("trained", ["hidden", "head", "both"])
+@pytest.mark.parametrize("chunk_size", [1, 4, 5, 100, None])
+@pytest.mark.parametrize(("linear", "dense"), [(linear_nll_loss, nll_loss), (linear_dft_loss, dft_loss)])
+def test_token_losses_equal_dense(linear, dense, chunk_size, trained, verdicts):
+    hidden, weight, bias = (
+        leaf(2, POSITIONS, HIDDEN, seed=2),
+        leaf(VOCABULARY, HIDDEN, seed=3),
+        leaf(VOCABULARY, seed=4),
+    )
+    hidden.requires_grad_(trained != "head")
+    weight.requires_grad_(trained != "hidden")
+    bias.requires_grad_(trained != "hidden")
+    labels = tokens_of(2, POSITIONS)
+    labels[0, :4] = -100
+    measured = linear(hidden, weight, labels, bias, chunk_size=chunk_size, scale=0.7)
+    expected = dense(0.7 * (hidden @ weight.T + bias), labels)
+    tensors = hidden, weight, bias
+    assert_close(
+        value_and_gradients(measured, *tensors), value_and_gradients(expected, *tensors), atol=1e-12, rtol=1e-10
+    )
+    assert verdicts
+    assert all(verdicts)
+
+
+@pytest.mark.parametrize("own_teacher", [False, True])
+@pytest.mark.parametrize("trained", ["hidden", "both"])
+@pytest.mark.parametrize("chunk_size", [1, 4, 5, 100])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_divergences_equal_dense(spec, chunk_size, trained, own_teacher, verdicts):
+    """Value, gradients to hidden, weight and bias, with weights, scale and a temperature."""
+    spec = Divergence(spec.kind, beta=spec.beta, temperature=1.3)
+    hidden, teacher = leaf(POSITIONS, HIDDEN, seed=5), random(POSITIONS, 5 if own_teacher else HIDDEN, seed=6)
+    weight, bias = leaf(VOCABULARY, HIDDEN, seed=7), leaf(VOCABULARY, seed=8)
+    weight.requires_grad_(trained == "both")
+    bias.requires_grad_(trained == "both")
+    own = (random(VOCABULARY, 5, seed=9), random(VOCABULARY, seed=10)) if own_teacher else (weight, bias)
+    mask = torch.arange(POSITIONS) % 4 * 0.5
+    options = {"teacher_weight": own[0], "teacher_bias": own[1]} if own_teacher else {}
+    measured = linear_divergence(hidden, teacher, weight, bias, spec, mask, 1, chunk_size, scale=0.6, **options)
+    student_logits = 0.6 * (hidden @ weight.T + bias)
+    teacher_logits = 0.6 * (teacher @ own[0].detach().T + own[1].detach())
+    expected = (divergence(student_logits, teacher_logits, spec) * mask).sum()
+    tensors = hidden, weight, bias
+    assert_close(
+        value_and_gradients(measured, *tensors), value_and_gradients(expected, *tensors), atol=1e-11, rtol=1e-9
+    )
+    assert verdicts
+    assert all(verdicts)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_statistics_equal_those_of_categorical_distributions(spec, verdicts):
+    """Both KLs, both entropies, both log-probabilities of the tokens; and the loss and gradient beside them."""
+    hidden, teacher, weight = (
+        leaf(POSITIONS, HIDDEN, seed=11),
+        random(POSITIONS, HIDDEN, seed=12),
+        random(203, 7, seed=13),
+    )
+    tokens, ones, head = tokens_of(POSITIONS), torch.ones(POSITIONS), Head(weight)
+    result = divergence_objective(hidden, head, teacher, head, tokens, ones, spec, 4)
+    p = torch.distributions.Categorical(logits=hidden.detach() @ weight.T)
+    q = torch.distributions.Categorical(logits=teacher @ weight.T)
+    expected = [
+        torch.distributions.kl_divergence(p, q),
+        torch.distributions.kl_divergence(q, p),
+        p.entropy(),
+        q.entropy(),
+        p.log_prob(tokens),
+        q.log_prob(tokens),
+    ]
+    assert_close(list(result.stats), expected, atol=1e-12, rtol=1e-10)
+    dense = divergence(hidden @ weight.T, teacher @ weight.T, spec).sum()
+    assert_close(value_and_gradients(result.loss_sum, hidden), value_and_gradients(dense, hidden))
+    assert verdicts
+    assert all(verdicts)
+
+
+def test_token_statistics_of_many_blocks(verdicts):
+    hidden, weight, targets = (
+        random(POSITIONS, HIDDEN, seed=14),
+        random(VOCABULARY, HIDDEN, seed=15),
+        tokens_of(POSITIONS),
+    )
+    logp = (hidden @ weight.T).log_softmax(-1)
+    targets[:5] = logp[:5].argmax(-1)
+    stats = token_objective(hidden, Head(weight), targets, torch.ones(POSITIONS), chunk_size=5).stats
+    expected = logp.gather(-1, targets[:, None])[:, 0]
+    assert_close(stats.nll, -expected, atol=1e-12, rtol=1e-10)
+    assert_close(stats.probability, expected.exp(), atol=1e-12, rtol=1e-10)
+    assert stats.correct.tolist() == (logp.argmax(-1) == targets).tolist()
+    assert sum(stats.correct.tolist()) >= 5
+    assert verdicts
+    assert all(verdicts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [30.0, 300.0, 1e4])
+def test_a_later_block_with_far_larger_logits(far, dtype, verdicts):
+    """One hidden unit; entry 150 of the vocabulary has logit `far`, the others 0 or 1: p is 1 there, and its nll 0.
+
+    Up to e⁶⁰ the reference of the first block serves, beyond it the chunk goes by rows. Target 3 has logit 1.
+    """
+    weight = torch.zeros(VOCABULARY, 1, dtype=dtype)
+    weight[1::2], weight[150] = 1.0, far
+    hidden = torch.ones(2, 1, dtype=dtype, requires_grad=True)
+    result = token_objective(hidden, Head(weight), torch.tensor([150, 3]), torch.ones(2), chunk_size=2)
+    assert_close(result.stats.nll, torch.tensor([0.0, far - 1.0], dtype=dtype), atol=1e-9, rtol=1e-6)
+    result.loss_sum.backward()
+    assert_close(hidden.grad, torch.tensor([[0.0], [far - 1.0]], dtype=dtype), atol=1e-6, rtol=1e-6)
+    assert verdicts == [far < 60]
+    kl = linear_divergence(hidden, hidden.detach() * 0.999, weight)
+    dense = reverse_kl(hidden.double() @ weight.double().T, hidden.detach().double() * 0.999 @ weight.double().T).mean()
+    assert_close(kl.double(), dense, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_impossible_tokens_add_nothing(spec):
+    """Biases of −∞ on the same entries for student and teacher: as if the vocabulary ended before them."""
+    hidden, teacher, weight = (
+        leaf(POSITIONS, HIDDEN, seed=16),
+        random(POSITIONS, HIDDEN, seed=17),
+        random(203, 7, seed=18),
+    )
+    bias = torch.zeros(VOCABULARY, dtype=torch.float64)
+    bias[100:] = -math.inf
+    for options in ({}, {"teacher_weight": weight.clone(), "teacher_bias": bias.clone()}):
+        measured = linear_divergence(hidden, teacher, weight, bias, spec, **options)
+        expected = divergence(hidden @ weight[:100].T, teacher @ weight[:100].T, spec).mean()
+        assert_close(value_and_gradients(measured, hidden), value_and_gradients(expected, hidden))
+
+
+def test_a_chunk_that_is_not_finite_spoils_no_other(verdicts):
+    """Position 5 holds NaN and has weight 0: its chunk of 4 goes by rows, the others by blocks."""
+    clean, weight, bias = leaf(12, HIDDEN, seed=19), leaf(VOCABULARY, HIDDEN, seed=20), leaf(VOCABULARY, seed=21)
+    dirty = clean.detach().clone()
+    dirty[5] = math.nan
+    dirty.requires_grad_()
+    weights = torch.ones(12)
+    weights[5] = 0.0
+    targets = tokens_of(12)
+    pairs = [
+        value_and_gradients(
+            token_objective(h, Head(weight, bias), targets, weights, "dft", 4).loss_sum, h, weight, bias
+        )
+        for h in (dirty, clean)
+    ]
+    assert_close(*pairs)
+    assert verdicts == [True, False, True, True, True, True]
+
+
+def test_a_nearly_certain_target_keeps_its_digits():
+    """Logits (20, 0) in float32: nll = log1p(e⁻²⁰) = 2.0611536e-9, its gradient to h is −20·2.0611536e-9.
+
+    As log p it would be 0: 1 + 2e-9 is 1 in float32.
+    """
+    weight = torch.tensor([[20.0], [0.0]])
+    hidden = torch.ones(1, 1, requires_grad=True)
+    loss = token_objective(hidden, Head(weight), torch.tensor([0]), torch.ones(1)).loss_sum
+    loss.backward()
+    assert_close(loss.item(), 2.0611536e-9, rtol=1e-5, atol=0)
+    assert_close(hidden.grad.item(), -20 * 2.0611536e-9, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_float32_where_student_and_teacher_are_close(spec, monkeypatch):
+    """V = 49 152, hidden states 1 % apart, KL near 1e-4: float32 within 0.2 % of it, and 0.01 % of the gradient."""
+    monkeypatch.undo()
+    vocabulary, size = 49_152, 64
+    weight = 0.2 * random(vocabulary, size, seed=22)
+    student = random(24, size, seed=23)
+    teacher = student + 0.01 * random(24, size, seed=24)
+    exact, rounded = [
+        value_and_gradients(linear_divergence(h, teacher.to(dtype), weight.to(dtype), kind=spec), h)
+        for dtype in (torch.float64, torch.float32)
+        for h in [student.to(dtype).requires_grad_()]
+    ]
+    assert 1e-5 < exact[0] < 1e-3
+    assert_close(rounded[0].double(), exact[0], rtol=2e-3, atol=0)
+    assert (rounded[1].double() - exact[1]).norm() < 1e-4 * exact[1].norm()
+
+
+def test_blocks_cover_the_vocabulary_once(monkeypatch):
+    """203 entries for tiles of 4 rows, three threads: blocks of 3·16 entries, the last of 11 in one piece."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    blocks = vocabulary_blocks.vocabulary_blocks(203, 4, torch.device("cpu"))
+    assert blocks == [Block(0, 48, 3), Block(48, 96, 3), Block(96, 144, 3), Block(144, 192, 3), Block(192, 203, 1)]
+    assert torch.cat([block.entries(torch.arange(203)).flatten() for block in blocks]).tolist() == list(range(203))
