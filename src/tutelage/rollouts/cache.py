@@ -10,8 +10,9 @@ ZEROED = 64
 class KeyValueCache:
     """`[layers, 2, rows, heads, length, D]`, keys and then values, a row's first token in column 0.
 
-    layers · 2 · rows · heads · length · D numbers are reserved at once: 46 KB for each token of a 135M Llama in float32.
-    A system that hands memory out when it is touched keeps only the columns that were used.
+    layers · 2 · rows · heads · length · D numbers are reserved at once: 46 KB for each token of a 135M Llama in
+    float32, 335 MB for 32 rows of 228 tokens. Where a system hands memory out as it is touched, only the columns
+    that were used count.
     """
 
     def __init__(

@@ -25,14 +25,14 @@ Attend = Callable[[int, Tensor, Tensor], Tensor]
 class Norm:
     """x / √(mean(x²) + ε) · w, computed in float32 whatever the type, as the family does."""
 
-    weight_D: Tensor
+    weight: Tensor
     epsilon: float
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
-            return functional.rms_norm(x, (x.shape[-1],), self.weight_D, self.epsilon)
+            return functional.rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
         wide = x.float()
-        return self.weight_D * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)).to(x.dtype)
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Piece:
 class Decoder:
     """The tensors are the model's own, so it is good for as long as nobody changes the model."""
 
-    embedding_VH: Tensor
+    embedding: Tensor
     layers: list[Layer]
     norm: Norm
     head: Linear
@@ -79,7 +79,7 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        return self.embedding_VH.device
+        return self.embedding.device
 
     @property
     def head_width(self) -> int:
@@ -88,22 +88,22 @@ class Decoder:
     def cache(self, rows: int, length: int) -> KeyValueCache:
         """Room for `rows` responses, prompts included, of `length` tokens each."""
         return KeyValueCache(
-            len(self.layers), rows, self.key_heads, length, self.head_width, self.device, self.embedding_VH.dtype
+            len(self.layers), rows, self.key_heads, length, self.head_width, self.device, self.embedding.dtype
         )
 
     def logits(self, hidden_NH: Tensor, out_NV: Tensor) -> Tensor:
         """float32 [N, V], written into the first rows of `out_NV`."""
         logits_NV = out_NV[: len(hidden_NH)]
-        plain = self.head.bias_N is None and not self.head.adapters and hidden_NH.dtype == out_NV.dtype
+        plain = self.head.bias is None and not self.head.adapters and hidden_NH.dtype == out_NV.dtype
         if plain:
-            multiply(hidden_NH, self.head.weight_NK, logits_NV)
+            multiply(hidden_NH, self.head.weight, logits_NV)
             return logits_NV
         return logits_NV.copy_(SideBySide([self.head])(hidden_NH))
 
     def rotations(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines by position, [length, D]; the first half of the sines is negated: see `_rotated`."""
         position_1T = torch.arange(length, device=self.device)[None]
-        cosine_TD, sine_TD = (part[0] for part in self.rotary(self.embedding_VH[:1, None], position_ids=position_1T))
+        cosine_TD, sine_TD = (part[0] for part in self.rotary(self.embedding[:1, None], position_ids=position_1T))
         half = sine_TD.shape[-1] // 2
         return cosine_TD, torch.cat((-sine_TD[:, :half], sine_TD[:, half:]), dim=-1)
 
@@ -114,7 +114,7 @@ class Decoder:
         lengths_N = torch.tensor(lengths, device=self.device)
         places_S = cache.places(lengths_N)
         hidden_T = torch.arange(longest, device=self.device) > lengths_N[:, None]
-        mask_NT = torch.zeros(hidden_T.shape, device=self.device, dtype=self.embedding_VH.dtype)
+        mask_NT = torch.zeros(hidden_T.shape, device=self.device, dtype=self.embedding.dtype)
         mask_N11T = mask_NT.masked_fill_(hidden_T, float("-inf"))[:, None, None]
 
         def attend(layer: int, query_NHD: Tensor, keys_values_NHD: Tensor) -> Tensor:
@@ -168,10 +168,10 @@ class Decoder:
 
     def _through_layers(self, tokens_N: Tensor, rotations: Any, positions_N: Tensor, attend: Attend) -> Tensor:
         cosine_N1D, sine_N1D = (table_TD[positions_N][:, None] for table_TD in rotations)
-        hidden_NH = self.embedding_VH[tokens_N]
+        hidden_NH = self.embedding[tokens_N]
         for index, layer in enumerate(self.layers):
             heads_NHD = layer.queries_keys_values(layer.norm_before(hidden_NH)).unflatten(1, (-1, self.head_width))
-            query_NHD, key_NHD, value_NHD = heads_NHD.split((self.heads, self.key_heads, self.key_heads), dim=1)
+            query_NHD, key_NHD, _ = heads_NHD.split((self.heads, self.key_heads, self.key_heads), dim=1)
             if layer.query_norm is not None and layer.key_norm is not None:
                 query_NHD.copy_(layer.query_norm(query_NHD))
                 key_NHD.copy_(layer.key_norm(key_NHD))

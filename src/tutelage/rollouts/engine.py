@@ -42,7 +42,9 @@ class Engine:
     ) -> None:
         self._decoder, self._drawing = decoder, drawing
         self._max_new_tokens, self._stop_when = max_new_tokens, stop_when
-        draws = [uniforms(seed, max_new_tokens).tolist() for seed in seeds] if seeds is not None else [[]] * len(prompts)
+        draws: list[list[float]] = [[]] * len(prompts)
+        if seeds is not None:
+            draws = [uniforms(seed, max_new_tokens).tolist() for seed in seeds]
         rows = [_Row(index, list(prompt), draws[index]) for index, prompt in enumerate(prompts)]
         self._waiting = sorted(rows, key=lambda row: row.prompt, reverse=True)  # taken from the end
         self._active: list[_Row] = []
@@ -51,7 +53,7 @@ class Engine:
         length = max(len(row.prompt) for row in rows) + max_new_tokens
         self._rotations = decoder.rotations(length)
         self._cache = decoder.cache(self._room + 1, length)
-        self._logits_NV = torch.empty(self._room, len(decoder.head.weight_NK), device=decoder.device)
+        self._logits_NV = torch.empty(self._room, len(decoder.head.weight), device=decoder.device)
         self._responses: list[list[int]] = [[] for _ in rows]
 
     def run(self) -> list[list[int]]:

@@ -24,16 +24,16 @@ BLOCK = 32
 class Adapter:
     """What a LoRA layer adds: `(x Aᵀ) Bᵀ`, A [R, K], B [N, R] with the scaling in it."""
 
-    a_RK: Tensor
-    b_NR: Tensor
+    a: Tensor
+    b: Tensor
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer as it is now: its own tensors, and what its active adapters add."""
+    """A linear layer as it is now: its own weight [N, K] and bias [N], and what its active adapters add."""
 
-    weight_NK: Tensor
-    bias_N: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
     adapters: tuple[Adapter, ...]
 
     @classmethod
@@ -50,7 +50,7 @@ class Linear:
         return cls(base.weight.detach(), None if base.bias is None else base.bias.detach(), adapters)
 
 
-def _active_adapters(module: LoraLinear) -> tuple[Adapter, ...] | None:
+def _active_adapters(module: Any) -> tuple[Adapter, ...] | None:
     """None for variants (DoRA, activated LoRA), biases of an adapter, and a merged adapter that is switched off."""
     if module.disable_adapters:
         return None if module.merged else ()
@@ -75,7 +75,7 @@ class SideBySide:
     """
 
     def __init__(self, layers: list[Linear]) -> None:
-        self._weights = [layer.weight_NK for layer in layers]
+        self._weights = [layer.weight for layer in layers]
         self.widths = [len(weight) for weight in self._weights]
         self._bias_N = _biases(layers)
         self._a_RK, self._b_NR = _joined_adapters(layers)
@@ -117,10 +117,10 @@ def multiply(x_MK: Tensor, weight_NK: Tensor, out_MN: Tensor) -> None:
 
 
 def _biases(layers: list[Linear]) -> Tensor | None:
-    if all(layer.bias_N is None for layer in layers):
+    if all(layer.bias is None for layer in layers):
         return None
     return torch.cat(
-        [layer.weight_NK.new_zeros(len(layer.weight_NK)) if layer.bias_N is None else layer.bias_N for layer in layers]
+        [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
     )
 
 
@@ -129,14 +129,14 @@ def _joined_adapters(layers: list[Linear]) -> tuple[Tensor | None, Tensor | None
     adapters = [adapter for layer in layers for adapter in layer.adapters]
     if not adapters:
         return None, None
-    b_NR = adapters[0].b_NR.new_zeros(
-        sum(len(layer.weight_NK) for layer in layers), sum(len(adapter.a_RK) for adapter in adapters)
+    b_NR = adapters[0].b.new_zeros(
+        sum(len(layer.weight) for layer in layers), sum(len(adapter.a) for adapter in adapters)
     )
     row = column = 0
     for layer in layers:
         for adapter in layer.adapters:
-            height, width = adapter.b_NR.shape
-            b_NR[row : row + height, column : column + width] = adapter.b_NR
+            height, width = adapter.b.shape
+            b_NR[row : row + height, column : column + width] = adapter.b
             column += width
-        row += len(layer.weight_NK)
-    return torch.cat([adapter.a_RK for adapter in adapters]), b_NR
+        row += len(layer.weight)
+    return torch.cat([adapter.a for adapter in adapters]), b_NR

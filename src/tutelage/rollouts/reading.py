@@ -19,7 +19,7 @@ from tutelage.rollouts.products import Linear, SideBySide
 logger = logging.getLogger(__name__)
 
 KNOWN_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""Of `transformers`' own; a trial of a few tokens says nothing about the thousandth, so the type has to be known too."""
+"""Of `transformers`' own; a trial of a few tokens says nothing of the thousandth, so the type has to be known too."""
 KNOWN_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 KNOWN_ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Those whose frequencies are the same at every length."""
@@ -50,7 +50,8 @@ def read_decoder(model: nn.Module) -> Decoder | None:
     if kind not in findings:
         findings[kind] = _gives_the_same(inner, decoder)
         if not findings[kind]:
-            logger.warning("%s: not the decoder that its type promises; it is sampled the slow way", type(inner).__name__)
+            name = type(inner).__name__
+            logger.warning("%s: not the decoder that its type promises; it is sampled the slow way", name)
     return decoder if findings[kind] else None
 
 
@@ -63,7 +64,8 @@ def _learns_a_prompt(model: nn.Module) -> bool:
 def _looks_known(inner: Any) -> bool:
     config = inner.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = any(value for name, value in config.to_dict().items() if "window" in name and name != "max_window_layers")
+    options = config.to_dict().items()
+    windowed = any(value for name, value in options if "window" in name and name != "max_window_layers")
     attention = getattr(config, "_attn_implementation", None) or ""
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     return (
@@ -116,7 +118,7 @@ def _read(inner: Any) -> Decoder | None:
         return None
     attention = decoder.layers[0].self_attn
     return Decoder(
-        embedding_VH=embedding_VH,
+        embedding=embedding_VH,
         layers=found,
         norm=_norm(decoder.norm),
         head=head,
@@ -164,9 +166,9 @@ def _are_alike(embedding_VH: Tensor, inner: Any) -> bool:
 def _kind(inner: Any, decoder: Decoder) -> tuple[Any, ...]:
     """What a trial holds for: where an adapter adds nothing yet, it has seen nothing of the adapter."""
     adapted = [module for module in inner.modules() if hasattr(module, "lora_B")]
-    active = tuple(sorted({str((module.active_adapters, module.disable_adapters, module.merged)) for module in adapted}))
+    active = tuple(sorted({str((each.active_adapters, each.disable_adapters, each.merged)) for each in adapted}))
     adds = any(group.adds_something for layer in decoder.layers for group in layer.groups)
-    return (str(decoder.device), decoder.embedding_VH.dtype, inner.config._attn_implementation, active, adds)
+    return (str(decoder.device), decoder.embedding.dtype, inner.config._attn_implementation, active, adds)
 
 
 def _gives_the_same(inner: Any, decoder: Decoder) -> bool:
@@ -177,13 +179,13 @@ def _gives_the_same(inner: Any, decoder: Decoder) -> bool:
     ids_RT = torch.tensor([tokens[:length] for tokens in PROBE], device=decoder.device)
     with torch.no_grad():
         expected_RTV = inner(input_ids=ids_RT, use_cache=False).logits[:, PREFILLED - 1 :].float()
-        states = [decoder.prefill(pieces, cache, rotations)[[PREFILLED * row + PREFILLED - 1 for row in range(len(PROBE))]]]
+        states = [decoder.prefill(pieces, cache, rotations)[PREFILLED - 1 :: PREFILLED]]
         for place in range(PREFILLED, length):
             states.append(decoder.step(ids_RT[:, place], [place] * len(PROBE), cache, rotations))
         hidden_NH = torch.stack(states, dim=1).flatten(0, 1)
-        room_NV = hidden_NH.new_empty(len(hidden_NH), len(decoder.head.weight_NK), dtype=torch.float32)
+        room_NV = hidden_NH.new_empty(len(hidden_NH), len(decoder.head.weight), dtype=torch.float32)
         found_RTV = decoder.logits(hidden_NH, room_NV).view_as(expected_RTV)
     error_N = ((expected_RTV - found_RTV).norm(dim=-1) / expected_RTV.norm(dim=-1)).flatten()
-    coarse = decoder.embedding_VH.dtype in (torch.bfloat16, torch.float16)
-    usual, largest = (COARSE_ERRORS if coarse else FINE_ERRORS)
+    coarse = decoder.embedding.dtype in (torch.bfloat16, torch.float16)
+    usual, largest = COARSE_ERRORS if coarse else FINE_ERRORS
     return float(error_N.median()) <= usual and float(error_N.max()) <= largest
