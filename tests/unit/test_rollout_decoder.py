@@ -327,7 +327,13 @@ def with_other_forward() -> Any:
 
 
 def rescaled() -> Any:
-    """The type says Llama, but a layer of it multiplies: only the trial can know."""
+    """One layer's attention is sharper than the others': only the trial can know."""
+    model = llama()
+    model.model.layers[1].self_attn.scaling *= 2
+    return model
+
+
+def with_other_norm() -> Any:
 
     class Doubled(nn.Module):
         def __init__(self, inner: Any) -> None:
@@ -347,7 +353,8 @@ UNKNOWN = {
     "another architecture": other_architecture,
     "a hook": hooked,
     "a forward of somebody's own": with_other_forward,
-    "another computation": rescaled,
+    "another scaling": rescaled,
+    "another norm": with_other_norm,
     "a rotation that depends on the length": lambda: llama(
         rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
     ),
@@ -371,7 +378,7 @@ def test_what_is_not_known_goes_the_general_way(make: Callable[[], Any]) -> None
         assert read_decoder(model) is None
 
 
-@pytest.mark.parametrize("name", ["a window", "a hook", "another computation", "DoRA"])
+@pytest.mark.parametrize("name", ["a window", "a hook", "another scaling", "another norm", "DoRA"])
 def test_the_general_way_has_the_tokens_of_transformers(name: str) -> None:
     model = UNKNOWN[name]()
     assert roll(model) == [by_transformers(model, prompt) for prompt in PROMPTS]

@@ -35,8 +35,9 @@ class Drawing:
         lengths: how many tokens each row has so far; none of `stop_ids` comes before min_new_tokens.
         """
         early = [row for row, length in enumerate(lengths) if length < self.min_new_tokens]
-        if early and self.stop_ids:
-            rows, stops = (torch.tensor(list(ids), device=logits_NV.device) for ids in (early, sorted(self.stop_ids)))
+        known = [token for token in self.stop_ids if token < logits_NV.shape[-1]]
+        if early and known:
+            rows, stops = (torch.tensor(ids, device=logits_NV.device) for ids in (early, known))
             logits_NV[rows[:, None], stops] = float("-inf")
         if self.is_greedy or uniform_N is None:
             return logits_NV.argmax(dim=-1)

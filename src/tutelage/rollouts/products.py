@@ -16,6 +16,8 @@ FEW_ROWS = 14
 """Up to so many rows a block of the weight is the right factor, from there on the left one; measured."""
 MANY_ROWS = 48
 """From more rows on the plain product is the fastest."""
+WIDE = 1024
+"""Outputs from which on the block as the left factor, whose product lies the other way round, gains nothing."""
 BLOCK = 32
 """Rows of a weight in one small product."""
 
@@ -104,7 +106,8 @@ def multiply(x_MK: Tensor, weight_NK: Tensor, out_MN: Tensor) -> None:
     rows, (width, depth) = len(x_MK), weight_NK.shape
     blocks, rest = divmod(width, BLOCK)
     small = x_MK.device.type == "cpu" and x_MK.dtype in (torch.float32, torch.float64) and weight_NK.is_contiguous()
-    if rows == 1 or rows > MANY_ROWS or rest or not small:
+    plain = rows == 1 or rows > MANY_ROWS or (rows > FEW_ROWS and width > WIDE)
+    if plain or rest or not small:
         torch.mm(x_MK, weight_NK.T, out=out_MN)
         return
     weight_BNK = weight_NK.view(blocks, BLOCK, depth)

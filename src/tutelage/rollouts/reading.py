@@ -5,7 +5,7 @@ depend on the length, quantised or sharded weights, hooks, other people's forwar
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -111,6 +111,8 @@ def _read(inner: Any) -> Decoder | None:
     head = Linear.of(inner.get_output_embeddings())
     if head is None or type(decoder.embed_tokens) is not nn.Embedding:
         return None
+    if not all(_is_of_the_family(part, inner) for part in _parts(decoder)):
+        return None
     embedding_VH = decoder.embed_tokens.weight.detach()
     layers = [_read_layer(module) for module in decoder.layers[: config.num_hidden_layers]]
     found = [layer for layer in layers if layer is not None]
@@ -127,6 +129,19 @@ def _read(inner: Any) -> Decoder | None:
         scaling=attention.scaling,
         rotary=decoder.rotary_emb,
     )
+
+
+def _parts(decoder: Any) -> Iterator[nn.Module]:
+    """What is read without calling it; linear layers look after themselves."""
+    yield from (decoder, decoder.norm, decoder.rotary_emb)
+    for layer in decoder.layers:
+        yield from (layer, layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm)
+        yield from (norm for name, norm in layer.self_attn.named_children() if name.endswith("_norm"))
+
+
+def _is_of_the_family(part: nn.Module, inner: Any) -> bool:
+    """Defined beside the model: nobody has put something else in its place."""
+    return type(part).__module__ == type(inner).__module__
 
 
 def _read_layer(module: Any) -> Layer | None:
