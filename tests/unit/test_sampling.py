@@ -287,8 +287,12 @@ def test_generation_uses_the_cache_whatever_the_config_says() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_prompts_begin_with_is_computed_once_and_changes_nothing(temperature: float) -> None:
-    """Five shared tokens, padding behind them: the shorter prompt's rest of 2 is padded to the longer one's 4."""
+    """Five shared tokens, padding behind them: the shorter prompt's rest of 2 is padded to the longer one's 4.
+
+    The hook sends it the general way; for the other, see `test_rollout_decoder.py`.
+    """
     model: Any = tiny_model(TOKENIZER)
+    takes_trees(model)  # found out by trying, once: not to be counted among the passes
     beginning = [5, 6, 7, 8, 9]
     prompts = [[*beginning, 10, 11], [*beginning, 12, 13, 14, 15], [*beginning, 10, 11]]
     options: dict[str, Any] = {"pad_token_id": EOS, "stop_ids": [EOS], "max_new_tokens": 8, "temperature": temperature}

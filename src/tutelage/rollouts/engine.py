@@ -1,0 +1,155 @@
+"""Responses token by token, in a batch whose rows come and go. Not here: what a step computes (`decoder.py`).
+
+A row leaves when it is done and its place goes to the next prompt, so no step is spent on padding. Prompts are taken
+in lexical order: what one begins with like the one before it, all of it where both are the same, is copied.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tutelage.rollouts.decoder import LONGEST_PREFILL, Decoder, Piece
+from tutelage.rollouts.drawing import Drawing, uniforms
+
+
+@dataclass
+class _Row:
+    index: int
+    prompt: list[int]
+    uniforms: list[float]
+    response: list[int] = field(default_factory=list)
+
+    @property
+    def cached(self) -> int:
+        """How many tokens have keys and values: all but the newest, which the next step computes."""
+        return len(self.prompt) + len(self.response) - 1
+
+
+class Engine:
+    """Room for `batch_size` rows of the longest prompt and `max_new_tokens`, and one for the prompt taken last."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int] | None,
+        drawing: Drawing,
+        max_new_tokens: int,
+        batch_size: int,
+        stop_when: Callable[[list[int]], bool] | None,
+    ) -> None:
+        self._decoder, self._drawing = decoder, drawing
+        self._max_new_tokens, self._stop_when = max_new_tokens, stop_when
+        draws: list[list[float]] = [[]] * len(prompts)
+        if seeds is not None:
+            draws = [uniforms(seed, max_new_tokens).tolist() for seed in seeds]
+        rows = [_Row(index, list(prompt), draws[index]) for index, prompt in enumerate(prompts)]
+        self._waiting = sorted(rows, key=lambda row: row.prompt, reverse=True)  # taken from the end
+        self._active: list[_Row] = []
+        self._room = min(batch_size, len(rows))
+        self._last_prompt: list[int] = []
+        length = max(len(row.prompt) for row in rows) + max_new_tokens
+        self._rotations = decoder.rotations(length)
+        self._cache = decoder.cache(self._room + 1, length)
+        self._logits_NV = torch.empty(self._room, len(decoder.head.weight), device=decoder.device)
+        self._responses: list[list[int]] = [[] for _ in rows]
+
+    def run(self) -> list[list[int]]:
+        """The responses, in the order of the prompts."""
+        while self._waiting or self._active:
+            # A prefill of one prompt costs as much as a step of all rows, so that places are filled several at a time.
+            free = self._room - len(self._active)
+            if self._waiting and (free >= min(len(self._waiting), max(1, self._room // 4))):
+                self._admit([self._waiting.pop() for _ in range(min(free, len(self._waiting)))])
+            if self._active:
+                lengths = [row.cached for row in self._active]
+                tokens_N = torch.tensor([row.response[-1] for row in self._active], device=self._decoder.device)
+                self._advance(0, self._decoder.step(tokens_N, lengths, self._cache, self._rotations))
+        return self._responses
+
+    def _admit(self, rows: list[_Row]) -> None:
+        """Compute the prompts of `rows` into the free places, and draw their first tokens."""
+        first = len(self._active)
+        self._active += rows
+        hidden_NH = self._prompt_states(rows, first)
+        if self._waiting:
+            self._last_prompt = rows[-1].prompt
+            self._cache.move(len(self._active) - 1, self._room, len(self._last_prompt))
+        self._advance(first, hidden_NH)
+
+    def _prompt_states(self, rows: list[_Row], first: int) -> Tensor:
+        """The hidden states that the first new tokens come from, [rows, H]."""
+        pieces: list[Piece] = []
+        before, source = self._last_prompt, self._room
+        for place, row in enumerate(rows, start=first):
+            shared = _shared_tokens(before, row.prompt)
+            if place == first:
+                shared = min(shared, len(row.prompt) - 1)  # the state of the last token is not kept, so it is computed
+            start = shared
+            while True:
+                end = min(start + LONGEST_PREFILL, len(row.prompt))
+                pieces.append(Piece(place, row.prompt, start, end, source, shared if start == shared else 0))
+                start = end
+                if end == len(row.prompt):
+                    break
+            before, source = row.prompt, place
+        last: list[Tensor] = []
+        for group in _groups(pieces):
+            hidden_NH = self._decoder.prefill(group, self._cache, self._rotations)
+            end = 0
+            for piece in group:
+                end += piece.end - piece.start
+                if piece.end == len(piece.tokens):
+                    last.append(hidden_NH[end - 1] if piece.end > piece.start else last[-1])
+        return torch.stack(last)
+
+    def _advance(self, first: int, hidden_NH: Tensor) -> None:
+        """Draw the next token of all rows from `first` on, and let go of those that are done."""
+        rows = self._active[first:]
+        logits_NV = self._decoder.logits(hidden_NH, self._logits_NV)
+        uniform_N = None
+        if not self._drawing.is_greedy:
+            draws = [row.uniforms[len(row.response)] for row in rows]
+            uniform_N = torch.tensor(draws, dtype=torch.float64, device=self._decoder.device)
+        tokens = self._drawing(logits_NV, uniform_N, [len(row.response) for row in rows]).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            row.response.append(token)
+        for place in reversed(range(first, len(self._active))):
+            if self._is_done(self._active[place]):
+                self._release(place)
+
+    def _is_done(self, row: _Row) -> bool:
+        if len(row.response) >= self._max_new_tokens or row.response[-1] in self._drawing.stop_ids:
+            return True
+        return self._stop_when is not None and self._stop_when(list(row.response))
+
+    def _release(self, place: int) -> None:
+        """The last row takes the place of one that is done."""
+        done = self._active[place]
+        self._responses[done.index] = done.response
+        last = self._active.pop()
+        if last is not done:
+            self._active[place] = last
+            self._cache.move(len(self._active), place, last.cached)
+
+
+def _shared_tokens(one: list[int], other: list[int]) -> int:
+    """How many tokens both begin with."""
+    length = min(len(one), len(other))
+    return next((place for place in range(length) if one[place] != other[place]), length)
+
+
+def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces in their order, `LONGEST_PREFILL` tokens at most in one group."""
+    groups: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        size = piece.end - piece.start
+        if not groups or size > room:
+            groups.append([])
+            room = LONGEST_PREFILL
+        groups[-1].append(piece)
+        room -= size
+    return groups

@@ -1,0 +1,145 @@
+"""Products of a few rows with large weights, the bulk of a decode step. Not here: what a decoder does with them.
+
+A step reads every weight for a handful of rows. MKL's matrix product first rearranges its operands, which costs more
+than the product itself where the rows are few; the same product as a batch of small ones, a block of the weight's
+rows each, is read as it lies. Weights are never copied; those of an adapter are, side by side.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+
+FEW_ROWS = 14
+"""Up to so many rows a block of the weight is the right factor, from there on the left one; measured."""
+MANY_ROWS = 48
+"""From more rows on the plain product is the fastest."""
+WIDE = 1024
+"""Outputs from which on the block as the left factor, whose product lies the other way round, gains nothing."""
+BLOCK = 32
+"""Rows of a weight in one small product."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a LoRA layer adds: `(x Aᵀ) Bᵀ`, A [R, K], B [N, R] with the scaling in it."""
+
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer as it is now: its own weight [N, K] and bias [N], and what its active adapters add."""
+
+    weight: Tensor
+    bias: Tensor | None
+    adapters: tuple[Adapter, ...]
+
+    @classmethod
+    def of(cls, module: Any) -> "Linear | None":
+        """None for what is not known to be a plain product, plain LoRA on top included."""
+        if type(module) is LoraLinear:
+            base, adapters = module.base_layer, _active_adapters(module)
+        else:
+            base, adapters = module, ()
+        if type(base) is not nn.Linear or adapters is None or type(base.weight.data) is not Tensor:
+            return None  # sharded or quantised: what a product with it gives is its own affair
+        if base.weight.shape != (base.out_features, base.in_features) or not base.weight.is_floating_point():
+            return None
+        return cls(base.weight.detach(), None if base.bias is None else base.bias.detach(), adapters)
+
+
+def _active_adapters(module: Any) -> tuple[Adapter, ...] | None:
+    """None for variants (DoRA, activated LoRA), biases of an adapter, and a merged adapter that is switched off."""
+    if module.disable_adapters:
+        return None if module.merged else ()
+    if module.merged:
+        return ()
+    adapters: list[Adapter] = []
+    for name in module.active_adapters:
+        if name not in module.lora_A:
+            continue
+        a, b = module.lora_A[name], module.lora_B[name]
+        plain = all(type(part) is nn.Linear and part.bias is None for part in (a, b))
+        if not plain or name in module.lora_variant or any(type(part.weight.data) is not Tensor for part in (a, b)):
+            return None
+        adapters.append(Adapter(a.weight.detach(), b.weight.detach() * module.scaling[name]))
+    return tuple(adapters)
+
+
+class SideBySide:
+    """`[x W₁ᵀ + b₁ | x W₂ᵀ + b₂ | …]` for linear layers that read the same x, [M, K] -> [M, ΣN].
+
+    Their adapters are one: A's above each other, B's along a diagonal, so that a group costs two small products.
+    """
+
+    def __init__(self, layers: list[Linear]) -> None:
+        self._weights = [layer.weight for layer in layers]
+        self.widths = [len(weight) for weight in self._weights]
+        self._bias_N = _biases(layers)
+        self._a_RK, self._b_NR = _joined_adapters(layers)
+
+    @property
+    def adds_something(self) -> bool:
+        """Whether an adapter does anything: it begins with a B of zeros."""
+        return self._b_NR is not None and bool(self._b_NR.any())
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        out_MN = x_MK.new_empty(len(x_MK), sum(self.widths))
+        for weight_NK, part_MN in zip(self._weights, out_MN.split(self.widths, dim=1), strict=True):
+            multiply(x_MK, weight_NK, part_MN)
+        if self._bias_N is not None:
+            out_MN += self._bias_N
+        if self._a_RK is None or self._b_NR is None:
+            return out_MN
+        inner_MR = x_MK.to(self._a_RK.dtype) @ self._a_RK.T
+        if self._b_NR.dtype == out_MN.dtype:
+            return out_MN.addmm_(inner_MR, self._b_NR.T)
+        return (out_MN + inner_MR @ self._b_NR.T).to(out_MN.dtype)
+
+
+def multiply(x_MK: Tensor, weight_NK: Tensor, out_MN: Tensor) -> None:
+    """out = x Wᵀ, the fastest way there is for so many rows; out may be a part of wider rows."""
+    rows, (width, depth) = len(x_MK), weight_NK.shape
+    blocks, rest = divmod(width, BLOCK)
+    small = x_MK.device.type == "cpu" and x_MK.dtype in (torch.float32, torch.float64) and weight_NK.is_contiguous()
+    plain = rows == 1 or rows > MANY_ROWS or (rows > FEW_ROWS and width > WIDE)
+    if plain or rest or not small:
+        torch.mm(x_MK, weight_NK.T, out=out_MN)
+        return
+    weight_BNK = weight_NK.view(blocks, BLOCK, depth)
+    if rows <= FEW_ROWS:
+        product_BMN = torch.bmm(x_MK.expand(blocks, rows, depth), weight_BNK.transpose(1, 2))
+        out_MN.unflatten(1, (blocks, BLOCK)).copy_(product_BMN.transpose(0, 1))
+    else:
+        product_BNM = torch.bmm(weight_BNK, x_MK.T.contiguous().expand(blocks, depth, rows))
+        out_MN.copy_(product_BNM.view(width, rows).T)
+
+
+def _biases(layers: list[Linear]) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat(
+        [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    )
+
+
+def _joined_adapters(layers: list[Linear]) -> tuple[Tensor | None, Tensor | None]:
+    """A [ΣR, K] and B [ΣN, ΣR] with zeros off the diagonal blocks."""
+    adapters = [adapter for layer in layers for adapter in layer.adapters]
+    if not adapters:
+        return None, None
+    b_NR = adapters[0].b.new_zeros(
+        sum(len(layer.weight) for layer in layers), sum(len(adapter.a) for adapter in adapters)
+    )
+    row = column = 0
+    for layer in layers:
+        for adapter in layer.adapters:
+            height, width = adapter.b.shape
+            b_NR[row : row + height, column : column + width] = adapter.b
+            column += width
+        row += len(layer.weight)
+    return torch.cat([adapter.a for adapter in adapters]), b_NR
