@@ -1,5 +1,7 @@
 """The model itself: loading, adapters, the head, copies of its weights, scoring. Not here: how it is trained."""
 
+from tutelage.models.adapted_linear import AdaptedLinear
+from tutelage.models.branch_attention import BRANCHES
 from tutelage.models.head import attach_head, head_forward
 from tutelage.models.identity import model_identity
 from tutelage.models.inference import inference_mode_of
@@ -10,6 +12,8 @@ from tutelage.models.weight_copy import WeightCopy
 from tutelage.models.wrappers import unwrapped
 
 __all__ = [
+    "BRANCHES",
+    "AdaptedLinear",
     "Layout",
     "LoadedModel",
     "ResponseKl",

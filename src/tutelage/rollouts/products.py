@@ -12,6 +12,8 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from tutelage.models import AdaptedLinear
+
 FEW_ROWS = 14
 """Up to so many rows a block of the weight is the right factor, from there on the left one; measured."""
 MANY_ROWS = 48
@@ -41,7 +43,7 @@ class Linear:
     @classmethod
     def of(cls, module: Any) -> "Linear | None":
         """None for what is not known to be a plain product, plain LoRA on top included."""
-        if type(module) is LoraLinear:
+        if type(module) in (LoraLinear, AdaptedLinear):
             base, adapters = module.base_layer, _active_adapters(module)
         else:
             base, adapters = module, ()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
-from tutelage.models import unwrapped
+from tutelage.models import BRANCHES, unwrapped
 from tutelage.rollouts.decoder import Decoder, Layer, Norm, Piece
 from tutelage.rollouts.products import Linear, SideBySide
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 KNOWN_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """Of `transformers`' own; a trial of a few tokens says nothing of the thousandth, so the type has to be known too."""
-KNOWN_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+KNOWN_ATTENTION = (BRANCHES, "sdpa", "eager", "flash_attention_2", "flash_attention_3")
 KNOWN_ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Those whose frequencies are the same at every length."""
 INERT_HOOKS = "transformers.utils.output_capturing"
@@ -74,7 +74,7 @@ def _looks_known(inner: Any) -> bool:
         and type(inner).__name__.endswith("ForCausalLM")
         and kinds == {"full_attention"}
         and not windowed
-        and (attention in KNOWN_ATTENTION or attention.startswith("tutelage"))
+        and attention in KNOWN_ATTENTION
         and rotation in KNOWN_ROTATIONS
         and config.hidden_act == "silu"
         and config.vocab_size > max(map(max, PROBE))
