@@ -63,7 +63,7 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_rows_than_a_batch_keep_their_order(tmp_path: Path) -> None:
-    """1,500 rows are three batches of 512; every seventh row has weight 0, every row has a length of its own kind."""
+    """1,500 rows are twelve batches of 128; every seventh row has weight 0, every row has a length of its own kind."""
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
         for number in range(1500):

@@ -18,8 +18,8 @@ from tutelage.data.rows import EncodedRow
 from tutelage.data.template_shapes import Shapes
 from tutelage.errors import DataError
 
-ROWS_PER_BATCH = 512  # some hundred kilobytes of text: long enough for both cores, short enough to hold a few
-_AHEAD = 2  # batches that are tokenised while another one is rendered: with one, the tokenizer would wait for us
+ROWS_PER_BATCH = 128  # some hundred kilobytes of text: enough for all cores
+_AHEAD = 2  # batches that wait for the tokenizer or their results, while another one is rendered
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def encode_rows(
     shapes = Shapes(*quick_renderer(template.tokenizer, template.source), template.source)
     weighed = ((index, one) for index, one in enumerate(conversations) if one.weight != 0)
     waiting: deque[tuple[_Batch, Future[list[list[int]]]]] = deque()
-    with ThreadPoolExecutor(_AHEAD) as pool:
+    with ThreadPoolExecutor(1) as pool:  # a second thread would only wait for Python's lock, and make others wait
         while rows := list(islice(weighed, ROWS_PER_BATCH)):
             batch = _Batch(template, rows, shapes)
             waiting.append((batch, pool.submit(tokenizer.ids, batch.pieces)))
