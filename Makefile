@@ -52,8 +52,8 @@ test-older: $(OLDER_VENV)/installed.stamp  ## Run the tests that need older pack
 	@$(timed); HF_HUB_OFFLINE=1 $(OLDER_VENV)/bin/python -m pytest tests/e2e/test_sinks.py tests/unit/test_evaluation_inspect.py \
 	  -k "trackio or all_sinks or inspect" $(ARGS)
 
-bench: $(VENV)/bench.stamp  ## Measure the queue, the API and the page, beside a peer
-	@$(timed); $(require_browser); HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/jobs.py $(ARGS)
+bench: $(VENV)/bench.stamp  ## Measure training, sampling, data and jobs beside TRL and other peers
+	@$(timed); $(require_browser); HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(ARGS)
 
 check: $(VENV)/dev.stamp  ## Lint, format, types, layers, spelling
 	@$(timed); $(MAKE) --no-print-directory lint format types imports spelling
@@ -71,7 +71,7 @@ imports: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 spelling: $(VENV)/dev.stamp
-	$(BIN)/codespell Makefile .ci .pre-commit-config.yaml pyproject.toml *.md docs examples src tests
+	$(BIN)/codespell Makefile .ci .pre-commit-config.yaml pyproject.toml *.md benchmarks docs examples src tests
 
 environment: $(VENV)/dev.stamp  ## Build .venv with everything, for an editor
 
