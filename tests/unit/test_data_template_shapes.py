@@ -114,6 +114,13 @@ def test_what_is_proven_of_a_template(template: str, marks: tuple[str, ...], str
         "{{ m['con' + 'tent'] }}",
         "{% set m = 'x' %}{{ m }}",
         "{{ m.content|safe }}",
+        "{{ m.content|trim(chars='.') }}",
+        "{{ m.content|trim(*['.']) }}",
+        "{{ m.content.strip(*['.']) }}",
+        "{% for x in loop %}{{ x[0].content|length }}{% endfor %}",
+        "{% if loop['prev' ~ 'item'].content|length %}x{% endif %}",
+        "{{ [1, 2]|random }}",
+        "{{ lipsum() }}",
     ],
 )
 def test_what_ends_the_proof(use: str) -> None:
@@ -170,7 +177,7 @@ def test_a_proof_that_is_wrong_is_noticed() -> None:
     for _ in range(ROWS_PER_RENDERING - 1):
         shapes.locate(turns)
     shouting = True
-    with pytest.raises(ModelError, match=r"renders the turns user, assistant otherwise .* report this"):
+    with pytest.raises(ModelError, match=r"renders 2 turns that begin with user, assistant otherwise .* report this"):
         shapes.locate(turns)
 
 

@@ -88,6 +88,15 @@ def test_every_token_has_its_own_past(endings: list[list[int]], beginning: list[
         assert [*before, *range(starts[branch], path[-1] + 1)] == path
 
 
+def test_a_long_chain_of_beginnings_is_a_tree_too() -> None:
+    """Each sequence is the one before it and eight tokens more: as many branches as sequences, each below the last."""
+    whole = [token % 50 + 3 for token in range(8 * 1200)]
+    tree = layout._Tree.of([whole[: 8 * count] for count in range(1, 1201)])
+    assert tree.lengths == [8] * 1200
+    assert tree.ancestors[-1] == [*range(1199)]
+    assert tree.paths[1199] == [*range(8 * 1200)]
+
+
 def test_padded_by_hand() -> None:
     found = padded([[5, 6], [7]])
     assert found.inputs["input_ids"].tolist() == [[5, 6], [7, 0]]

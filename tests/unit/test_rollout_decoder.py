@@ -384,6 +384,39 @@ def test_the_general_way_has_the_tokens_of_transformers(name: str) -> None:
     assert roll(model) == [by_transformers(model, prompt) for prompt in PROMPTS]
 
 
+def test_a_row_of_nan_spoils_none_that_comes_after_it() -> None:
+    """Token 90 is embedded as NaN. Whatever its row left behind, those that take its place are what they are alone."""
+    model = llama()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[90] = float("nan")
+    prompts = [[4] * 30, [5, *[90] * 25], [8, 9], [10, 11, 12]]
+    settings: dict[str, Any] = {"pad_token_id": 2, "stop_ids": [0], "max_new_tokens": 5, "temperature": 0}
+    assert read_decoder(model) is not None
+    together = generate(model, prompts, **settings, batch_size=2)
+    for index in (0, 2, 3):
+        assert together[index] == generate(model, [prompts[index]], **settings)[0]
+
+
+def test_the_hook_of_gradient_checkpointing_is_no_obstacle() -> None:
+    model = llama()
+    model.enable_input_require_grads()
+    assert model.get_input_embeddings()._forward_hooks
+    assert read_decoder(model) is not None
+
+
+def test_a_batch_without_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size=0 leaves no row"):
+        generate(
+            llama(),
+            [[5]],
+            pad_token_id=2,
+            stop_ids=[2],
+            max_new_tokens=1,
+            temperature=0,
+            batch_size=0,
+        )
+
+
 def test_hooks_that_only_capture_outputs_are_no_obstacle() -> None:
     model = llama()
     with torch.no_grad():

@@ -30,7 +30,9 @@ CONTENT, TEXT, PARTS = _Kind.CONTENT, _Kind.TEXT, _Kind.PARTS
 
 _TYPE_TESTS = {"string", "defined", "undefined", "none", "mapping", "iterable", "sequence", "number", "boolean"}
 _STRIPPING = {"strip", "lstrip", "rstrip"}
-_NEIGHBOURS = ("previtem", "nextitem")  # a loop's ways to messages besides its own
+_OF_A_LOOP = {"index", "index0", "revindex", "revindex0", "first", "last", "length", "depth", "depth0"}
+"""What a loop says of itself; it also gives messages besides its own."""
+_BY_CHANCE = {"random", "lipsum"}
 
 
 class _UnprovenError(Exception):
@@ -61,8 +63,6 @@ def plain_texts(environment: Environment, source: str) -> PlainTexts | None:
 
     environment: what the template is rendered with. Raises jinja2's TemplateSyntaxError.
     """
-    if any(name in source for name in _NEIGHBOURS):
-        return None
     try:
         tree = environment.parse(source)
         flow = _Flow()
@@ -170,8 +170,12 @@ class _Flow:
         if isinstance(node, nodes.Const):
             return FREE
         if isinstance(node, nodes.Name):
+            _require(node.name != "loop" and node.name not in _BY_CHANCE)
             return self.kinds.get(node.name, FREE)
         if isinstance(node, nodes.Getattr):
+            if isinstance(node.node, nodes.Name) and node.node.name == "loop":
+                _require(node.attr in _OF_A_LOOP)
+                return FREE
             return self._entry(self.kind(node.node), node.attr)
         if isinstance(node, nodes.Getitem):
             return self._item(node)
@@ -248,6 +252,7 @@ class _Flow:
 
     def _filtered(self, node: nodes.Filter) -> _Kind:
         _require(node.node is not None)
+        _require(node.name not in _BY_CHANCE)
         base = self.kind(node.node)
         first = node.args[0] if node.args else None
         self._require_free(_arguments(node))
@@ -261,7 +266,7 @@ class _Flow:
         elif base is PARTS:
             known = {"length": FREE, "count": FREE, "first": CONTENT, "last": CONTENT}
         else:
-            _require(base in (CONTENT, TEXT) and not (node.name == "trim" and node.args))
+            _require(base in (CONTENT, TEXT) and not (node.name == "trim" and _arguments(node)))
             known = {"trim": base, "string": base, "default": base, "d": base}
             self.strips |= node.name == "trim"
         _require(node.name in known)
@@ -283,7 +288,7 @@ class _Flow:
             _require(method == "get" and isinstance(constant, str))
             return CONTENT if constant == "content" else FREE
         if base in (CONTENT, TEXT) and method in _STRIPPING:
-            _require(not node.args or (isinstance(constant, str) and constant.isspace()))
+            _require(not arguments or (len(arguments) == 1 and isinstance(constant, str) and constant.isspace()))
             self.strips = True
             return base
         if base is CONTENT:

@@ -19,8 +19,8 @@ from tutelage.data.template_flow import PlainTexts, plain_texts
 from tutelage.errors import ModelError
 
 ROWS_PER_RENDERING = 64  # where the proof is trusted, one row in so many is rendered all the same
-MAX_SHAPES = 4096  # conversations of ever other roles are located one by one; a shape is some kilobytes
-_OPEN, _CLOSE = "\ue000", "\ue001"  # for private use: no template has them, and a text that has is rendered anew
+MAX_PIECES = 1_000_000  # of all shapes: some 100 MB; conversations of ever other roles are then located one by one
+_OPEN, _CLOSE = "\ue000", "\ue001"  # for private use: no template has them
 _MARKED = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
@@ -54,7 +54,7 @@ class Shapes:
     def __init__(self, render: Render, environment: Environment | None, source: str) -> None:
         self._render = render
         self._tells_time = "strftime_now" in source
-        self._count = 0
+        self._count = self._num_pieces = 0
         self._known: dict[tuple[str, ...], tuple[_Shape, list[_Answer]] | None] = {}
         self._plain = _plain_texts(environment, source)
 
@@ -66,7 +66,7 @@ class Shapes:
         texts = [message.content for message in messages]
         if self._plain is not None and self._plain.hold(texts):
             roles = tuple([message.role for message in messages])
-            is_new = roles not in self._known and len(self._known) < MAX_SHAPES
+            is_new = roles not in self._known and self._num_pieces < MAX_PIECES
             if is_new:
                 self._known[roles] = self._learn(roles)
             known = self._known.get(roles)
@@ -79,13 +79,17 @@ class Shapes:
                     return _located(text, pieces, known[1], texts)
                 if not self._tells_time:
                     raise ModelError(
-                        f"the chat template renders the turns {', '.join(roles)} otherwise than its source was "
-                        "understood; please report this with the template, and set chat_template to another one"
+                        f"the chat template renders {len(roles)} turns that begin with {', '.join(roles[:4])} "
+                        "otherwise than its source was understood; please report this with the template, and set "
+                        "chat_template to another one"
                     )
         return locate(messages, self._render)
 
     def _learn(self, roles: Sequence[str]) -> tuple[_Shape, list[_Answer]] | None:
         marked = [Message(role, f"{_OPEN}{index}{_CLOSE}") for index, role in enumerate(roles)]
+        self._num_pieces += len(roles)
+        if self._plain is None or not self._plain.hold([message.content for message in marked]):
+            return None  # a template that looks for a digit finds the numbers of the marks
         shape = self._shape(marked)
         if shape is None:
             return None
@@ -94,6 +98,7 @@ class Shapes:
             if role == "assistant":
                 places = [2 * number + 1 for number, message in enumerate(shape.messages) if message == index]
                 prompt = self._shape(marked[:index], generation_prompt=True)
+                self._num_pieces += 0 if prompt is None else len(prompt.literals)
                 answers.append(_Answer(index, places[0] if places else None, places[-1] if places else 0, prompt))
         return shape, answers
 

@@ -4,10 +4,11 @@ The rows go to files without a name in the folder for temporary files (TMPDIR), 
 ends. 1,000,000 rows of 200 tokens take 850 MB there.
 """
 
+import os
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any, overload
 
@@ -93,8 +94,9 @@ class TokenRowWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for column in (self._rows, self._tokens, self._weights):
-            column.close()
+        with ExitStack() as closing:  # all of them, whatever one says
+            for column in (self._rows, self._tokens, self._weights):
+                closing.callback(column.close)
 
     def add(self, row: EncodedRow, *, weight: float, index: int, place: str) -> None:
         file, _, line = place.rpartition(":")
@@ -165,7 +167,9 @@ def _disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # tempfile knows of no folder where it finds none that can be written to.
+        folder = tempfile.tempdir or os.environ.get("TMPDIR", "the folder for temporary files")
         raise OutputError(
-            f"{tempfile.gettempdir()}: the tokenised rows cannot be written ({error.strerror}); free space there, or "
+            f"{folder}: the tokenised rows cannot be written ({error.strerror}); free space there, or "
             "set TMPDIR to another folder"
         ) from error

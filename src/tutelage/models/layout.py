@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,15 @@ def _names_a_window(option: str) -> bool:
     )
 
 
+class _Group(NamedTuple):
+    """Sequences in lexical order that have the first `depth` tokens in common, which lie at `path`."""
+
+    members: list[int]
+    depth: int
+    ancestors: list[int]
+    path: list[int]
+
+
 @dataclass(frozen=True)
 class _Tree:
     """Sequences as branches: what sequences share stands once, before what they go on with."""
@@ -138,17 +147,19 @@ class _Tree:
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> "_Tree":
         tree = cls()
-        tree._grow(sorted(range(len(sequences)), key=lambda index: list(sequences[index])), sequences, 0, [], [])
+        order = sorted(range(len(sequences)), key=lambda index: list(sequences[index]))
+        waiting: list[_Group] = [_Group(order, 0, [], [])]
+        while waiting:
+            waiting += reversed(tree._grown(waiting.pop(), sequences))
         return tree
 
-    def _grow(
-        self, group: list[int], sequences: Sequence[Sequence[int]], depth: int, ancestors: list[int], path: list[int]
-    ) -> None:
-        """Add the tokens from `depth` on of a group in lexical order, which all have `path` before that."""
-        first, last = sequences[group[0]], sequences[group[-1]]  # in lexical order these two differ first
+    def _grown(self, group: "_Group", sequences: Sequence[Sequence[int]]) -> "list[_Group]":
+        """Add the branch that the group shares, if it is long enough, and give the groups that go on differently."""
+        members, depth, ancestors, path = group
+        first, last = sequences[members[0]], sequences[members[-1]]  # in lexical order these two differ first
         longest = min(len(first), len(last))
         shared = next((at for at in range(depth, longest) if first[at] != last[at]), longest)
-        if len(group) == 1 or len(first) == len(last) == shared or shared - depth >= SHORTEST_SHARED:
+        if len(members) == 1 or len(first) == len(last) == shared or shared - depth >= SHORTEST_SHARED:
             place = len(self.tokens)
             path = [*path, *range(place, place + shared - depth)]
             if shared > depth:
@@ -158,10 +169,10 @@ class _Tree:
                 self.lengths.append(shared - depth)
                 self.ancestors.append(ancestors[:-1])
             depth = shared
-        done = [index for index in group if len(sequences[index]) == depth]
+        done = [index for index in members if len(sequences[index]) == depth]
         self.paths.update((index, path) for index in done)
-        for _, following in groupby(group[len(done) :], key=lambda index: sequences[index][shared : shared + 1]):
-            self._grow([*following], sequences, depth, ancestors, path)
+        following = groupby(members[len(done) :], key=lambda index: sequences[index][shared : shared + 1])
+        return [_Group([*part], depth, ancestors, path) for _, part in following]
 
     def layout(self, dtype: torch.dtype) -> Layout:
         inputs = {

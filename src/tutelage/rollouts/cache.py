@@ -29,6 +29,10 @@ class KeyValueCache:
             self._all[..., self._cleared : end, :] = 0.0
             self._cleared = end
 
+    def clear_row(self, row: int) -> None:
+        """A row that is to be used again holds nothing but numbers from here on."""
+        self._all[:, :, row, :, : self._cleared] = 0.0
+
     def layer(self, layer: int) -> Tensor:
         """`[2, rows, heads, length, D]`, to read and to write."""
         return self._all[layer]

@@ -20,6 +20,8 @@ class _Row:
     prompt: list[int]
     uniforms: list[float]
     response: list[int] = field(default_factory=list)
+    is_spoiled: bool = False
+    """Whether something in it is no number any more: what is masked counts 0 times that, which is none either."""
 
     @property
     def cached(self) -> int:
@@ -108,6 +110,8 @@ class Engine:
     def _advance(self, first: int, hidden_NH: Tensor) -> None:
         """Draw the next token of all rows from `first` on, and let go of those that are done."""
         rows = self._active[first:]
+        for row, is_finite in zip(rows, hidden_NH.isfinite().all(dim=-1).tolist(), strict=True):
+            row.is_spoiled |= not is_finite
         logits_NV = self._decoder.logits(hidden_NH, self._logits_NV)
         uniform_N = None
         if not self._drawing.is_greedy:
@@ -129,10 +133,14 @@ class Engine:
         """The last row takes the place of one that is done."""
         done = self._active[place]
         self._responses[done.index] = done.response
+        if done.is_spoiled:
+            self._cache.clear_row(place)
         last = self._active.pop()
         if last is not done:
             self._active[place] = last
             self._cache.move(len(self._active), place, last.cached)
+            if last.is_spoiled:
+                self._cache.clear_row(len(self._active))
 
 
 def _shared_tokens(one: list[int], other: list[int]) -> int:

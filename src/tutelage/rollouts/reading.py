@@ -23,8 +23,13 @@ KNOWN_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 KNOWN_ATTENTION = (BRANCHES, "sdpa", "eager", "flash_attention_2", "flash_attention_3")
 KNOWN_ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Those whose frequencies are the same at every length."""
-INERT_HOOKS = "transformers.utils.output_capturing"
-"""Its hooks stay on a model that has once been asked for its hidden states, and do nothing when it is not."""
+INERT_HOOKS = {
+    # stay on a model that has once been asked for its hidden states, and do nothing when it is not
+    ("transformers.utils.output_capturing", None),
+    # gradient checkpointing: the embedding's output gets a gradient, of which there is none in sampling
+    ("transformers.modeling_utils", "make_inputs_require_grads"),
+}
+"""Module, and name where not all of the module's are: what changes no hidden state."""
 OWN = "tutelage."
 PROBE = ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [1, 2, 3, 4, 9, 8, 7, 6, 5, 12])
 FINE_ERRORS, COARSE_ERRORS = (1e-4, 1e-2), (0.02, 0.2)
@@ -91,12 +96,17 @@ def _is_intercepted(inner: Any) -> bool:
             *module._forward_hooks.values(),
             *module._forward_pre_hooks.values(),
         )
-        if any(getattr(hook, "__module__", None) != INERT_HOOKS for hook in hooks):
+        if not all(_is_inert(hook) for hook in hooks):
             return True
         forward = module.__dict__.get("forward")
         if forward is not None and not _is_own(forward, module):
             return True
     return False
+
+
+def _is_inert(hook: Any) -> bool:
+    module, name = getattr(hook, "__module__", ""), getattr(hook, "__qualname__", "").rpartition(".")[2]
+    return (module, None) in INERT_HOOKS or (module, name) in INERT_HOOKS
 
 
 def _is_own(forward: Any, module: nn.Module) -> bool:

@@ -2,7 +2,8 @@
 
 Every row draws from a random generator of its own, seeded by what the row is. A rollout therefore depends
 neither on the rows it is batched with, nor on their order, nor on the number of processes, nor on whether the
-run was interrupted; and the global random state is never touched.
+run was interrupted, but for what another number of rows changes in the rounding of a product; and the global
+random state is never touched.
 """
 
 import hashlib
@@ -50,6 +51,8 @@ def generate(
     """
     if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {0 if seeds is None else len(seeds)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} leaves no row to sample; pass 1 or more")
     if not prompts:
         return []
     drawing = Drawing(temperature, top_p, stop_ids, min_new_tokens)

@@ -42,11 +42,19 @@ class Teacher:
         """Move φ towards θ after optimizer step `step` (counted from 1), where this step is one that syncs."""
         if self._config.teacher != "ema" or step % self._config.teacher_sync_steps:
             return
+        alpha = self._config.ema_alpha
         parameters = trainable_parameters(model)
-        teachers = list(self.tensors.values())
-        students = [parameters[name].detach().to(teacher) for name, teacher in self.tensors.items()]
-        # All tensors in one call: an adapter has hundreds of small ones. At α = 1 the result is the student's bits.
-        torch._foreach_lerp_(teachers, students, self._config.ema_alpha)  # pyright: ignore[reportPrivateImportUsage]  # torch has no public name for it
+        alike: tuple[list[Tensor], list[Tensor]] = [], []
+        for name, teacher in self.tensors.items():
+            student = parameters[name].detach()
+            if (student.dtype, student.device) == (teacher.dtype, teacher.device):
+                alike[0].append(teacher)
+                alike[1].append(student)
+            else:  # one at a time: a copy of all of them would be a model
+                teacher.lerp_(student.to(teacher), alpha)
+        if alike[0]:
+            # All in one call: an adapter has hundreds of small tensors. At α = 1 the result is the student's bits.
+            torch._foreach_lerp_(*alike, alpha)  # pyright: ignore[reportPrivateImportUsage]  # torch has no public name for it
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
