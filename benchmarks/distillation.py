@@ -13,7 +13,7 @@ from benchmarks.settings import PARTS, RANK
 from benchmarks.table import Row, Samples, Target
 
 ROWS = Path(__file__).resolve().parents[1] / "examples" / "tool_calls" / "data" / "train.jsonl"
-TRL = {"trl": "full_logits", "trl_topk": "topk_logits"}
+TRL = {"trl": "full_logits", "trl_flushed": "full_logits", "trl_topk": "topk_logits"}
 
 
 def distillation_rows(count: int) -> list[dict[str, Any]]:
@@ -54,6 +54,7 @@ def _ours(model: str, prompts: int, new_tokens: int, steps: int) -> Any:
 
 
 def _trls(side: str, model: str, prompts: int, new_tokens: int, steps: int) -> Any:
+    import torch
     from datasets import Dataset
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
@@ -64,7 +65,10 @@ def _trls(side: str, model: str, prompts: int, new_tokens: int, steps: int) -> A
         {"prompt": row["messages"][:-1], "privileged_context": row["messages"][-1]["content"]}
         for row in distillation_rows(prompts)
     ]
-    full = {"distillation_alpha": 1.0} if side == "trl" else {}  # 1.0 is the reverse KL; top-k keeps TRL's default
+    if side == "trl_flushed":
+        torch.set_flush_denormal(True)  # as ours does
+    # 1.0 is the reverse KL; top-k keeps TRL's default
+    full = {"distillation_alpha": 1.0} if TRL[side] == "full_logits" else {}
     arguments = SDFTConfig(
         **trl_arguments(steps) | {"per_device_train_batch_size": prompts},
         distillation_mode=TRL[side],

@@ -6,8 +6,8 @@ from benchmarks.measure import answer
 from benchmarks.table import Row, Samples, Target
 
 TITLE = "SDFT step: SmolLM2-135M, LoRA, EMA teacher, 8 prompts, 64 new tokens"
-SIDES = ("ours", "trl", "trl_topk")
-ONCE = ("trl_topk",)
+SIDES = ("ours", "trl", "trl_topk", "trl_flushed")
+ONCE = ("trl_topk", "trl_flushed")
 """Measured in the first round only."""
 
 
@@ -35,7 +35,9 @@ def rows(samples: Samples, rates: Rates) -> list[Row]:
             "peak memory above the model", "MiB", ours.get("peak_mib", ()), peer.get("peak_mib", ()), "TRL, full logits"
         ),
     ]
-    return found + step_rows("step", samples, "trl_topk", "TRL, top-k (default)", rates, parts=False, target=None)
+    for side, name in (("trl_topk", "TRL, top-k (default)"), ("trl_flushed", "TRL, denormals flushed as in ours")):
+        found += step_rows("step", samples, side, name, rates, parts=False, target=None)
+    return found
 
 
 if __name__ == "__main__":
