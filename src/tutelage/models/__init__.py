@@ -5,7 +5,7 @@ from tutelage.models.branch_attention import BRANCHES
 from tutelage.models.head import attach_head, head_forward
 from tutelage.models.identity import model_identity
 from tutelage.models.inference import inference_mode_of
-from tutelage.models.layout import Layout, lay_out, padded, takes_trees
+from tutelage.models.layout import Layout, has_window, lay_out, padded, shared_tokens, takes_trees
 from tutelage.models.loading import LoadedModel, load_frozen, load_model, load_tokenizer, resolve_model
 from tutelage.models.scoring import ResponseKl, ResponseScore, response_kl, response_log_probs, response_scores
 from tutelage.models.weight_copy import WeightCopy
@@ -20,6 +20,7 @@ __all__ = [
     "ResponseScore",
     "WeightCopy",
     "attach_head",
+    "has_window",
     "head_forward",
     "inference_mode_of",
     "lay_out",
@@ -32,6 +33,7 @@ __all__ = [
     "response_kl",
     "response_log_probs",
     "response_scores",
+    "shared_tokens",
     "takes_trees",
     "unwrapped",
 ]

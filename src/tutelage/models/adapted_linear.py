@@ -41,7 +41,9 @@ class AdaptedLinear(LoraLinear):
             layer.bias is not None for layer in layers[1:]
         ):
             return None
-        return None if any(parameter.requires_grad for parameter in self.base_layer.parameters()) else name
+        base: Any = self.base_layer
+        is_trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+        return None if is_trained else name
 
 
 def adapt_linear_layers(model: nn.Module) -> None:

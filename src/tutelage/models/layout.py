@@ -66,6 +66,12 @@ def padded(sequences: Sequence[Sequence[int]]) -> Layout:
     return Layout({"input_ids": ids_BT, "attention_mask": attention_BT}, places)
 
 
+def shared_tokens(one: Sequence[int], other: Sequence[int], known: int = 0) -> int:
+    """How many tokens both begin with; `known` of them are known to be the same."""
+    longest = min(len(one), len(other))
+    return next((at for at in range(known, longest) if one[at] != other[at]), longest)
+
+
 def takes_trees(model: nn.Module) -> bool:
     """Whether a tree gives this model the hidden states of rows of their own; found out once, by trying.
 
@@ -88,11 +94,14 @@ def takes_trees(model: nn.Module) -> bool:
 
 def _found_to_take_trees(inner: Any) -> bool:
     config = inner.config.get_text_config()
-    # A window is longer than any trial, so it has to be known by its name.
-    windowed = any(value for name, value in config.to_dict().items() if _names_a_window(name))
     takes_positions = "position_ids" in inspect.signature(inner.base_model.forward).parameters
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    if windowed or not takes_positions or set(kinds) != {"full_attention"} or config.vocab_size <= max(map(max, PROBE)):
+    if (
+        has_window(config)
+        or not takes_positions
+        or set(kinds) != {"full_attention"}
+        or config.vocab_size <= max(map(max, PROBE))
+    ):
         return False
     layouts = padded(PROBE).to(inner.device), _Tree.of(PROBE).layout(inner.dtype).to(inner.device)
     found = False
@@ -115,9 +124,12 @@ def _hidden(inner: Any, layout: Layout, attention: str) -> Tensor:
     return hidden_BTD.flatten(0, 1)[layout.all_places]
 
 
-def _names_a_window(option: str) -> bool:
-    return option != "max_window_layers" and any(
-        part in option for part in ("window", "attention_types", "attention_chunk")
+def has_window(config: Any) -> bool:
+    """Whether tokens see only so many before them, by the names of options: a window is longer than any trial."""
+    return any(
+        value and name != "max_window_layers"
+        for name, value in config.to_dict().items()
+        if any(part in name for part in ("window", "attention_types", "attention_chunk"))
     )
 
 
@@ -157,8 +169,7 @@ class _Tree:
         """Add the branch that the group shares, if it is long enough, and give the groups that go on differently."""
         members, depth, ancestors, path = group
         first, last = sequences[members[0]], sequences[members[-1]]  # in lexical order these two differ first
-        longest = min(len(first), len(last))
-        shared = next((at for at in range(depth, longest) if first[at] != last[at]), longest)
+        shared = shared_tokens(first, last, depth)
         if len(members) == 1 or len(first) == len(last) == shared or shared - depth >= SHORTEST_SHARED:
             place = len(self.tokens)
             path = [*path, *range(place, place + shared - depth)]

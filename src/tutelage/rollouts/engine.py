@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tutelage.models import shared_tokens
 from tutelage.rollouts.decoder import LONGEST_PREFILL, Decoder, Piece
 from tutelage.rollouts.drawing import Drawing, uniforms
 
@@ -86,7 +87,7 @@ class Engine:
         pieces: list[Piece] = []
         before, source = self._last_prompt, self._room
         for place, row in enumerate(rows, start=first):
-            shared = _shared_tokens(before, row.prompt)
+            shared = shared_tokens(before, row.prompt)
             if place == first:
                 shared = min(shared, len(row.prompt) - 1)  # the state of the last token is not kept, so it is computed
             start = shared
@@ -141,12 +142,6 @@ class Engine:
             self._cache.move(len(self._active), place, last.cached)
             if last.is_spoiled:
                 self._cache.clear_row(len(self._active))
-
-
-def _shared_tokens(one: list[int], other: list[int]) -> int:
-    """How many tokens both begin with."""
-    length = min(len(one), len(other))
-    return next((place for place in range(length) if one[place] != other[place]), length)
 
 
 def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:

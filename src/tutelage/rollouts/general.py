@@ -15,7 +15,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from tutelage.models import takes_trees, unwrapped
+from tutelage.models import shared_tokens, takes_trees, unwrapped
 from tutelage.rollouts.drawing import Drawing, uniforms
 
 
@@ -147,8 +147,7 @@ def _shared_tokens(prompts: Sequence[list[int]]) -> int:
     if len(prompts) == 1:
         return 0
     first, last = min(prompts), max(prompts)  # in lexical order these two differ first
-    longest = min(map(len, prompts)) - 1
-    return next((place for place in range(longest) if first[place] != last[place]), longest)
+    return min(shared_tokens(first, last), min(map(len, prompts)) - 1)
 
 
 def _up_to_stop(tokens: list[int], stop_ids: Collection[int]) -> list[int]:

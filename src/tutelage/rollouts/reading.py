@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
-from tutelage.models import BRANCHES, unwrapped
+from tutelage.models import BRANCHES, has_window, unwrapped
 from tutelage.rollouts.decoder import Decoder, Layer, Norm, Piece
 from tutelage.rollouts.products import Linear, SideBySide
 
@@ -69,8 +69,6 @@ def _learns_a_prompt(model: nn.Module) -> bool:
 def _looks_known(inner: Any) -> bool:
     config = inner.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    options = config.to_dict().items()
-    windowed = any(value for name, value in options if "window" in name and name != "max_window_layers")
     attention = getattr(config, "_attn_implementation", None) or ""
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     return (
@@ -78,7 +76,7 @@ def _looks_known(inner: Any) -> bool:
         and type(inner).__module__.startswith("transformers.models.")
         and type(inner).__name__.endswith("ForCausalLM")
         and kinds == {"full_attention"}
-        and not windowed
+        and not has_window(config)
         and attention in KNOWN_ATTENTION
         and rotation in KNOWN_ROTATIONS
         and config.hidden_act == "silu"
