@@ -161,6 +161,7 @@ def our_trainer(config: Any) -> Any:
     from tutelage.training.build import build_trainer
     from tutelage.training.inputs import prepare_inputs
 
+    torch.set_flush_denormal(True)  # as `train` does
     inputs = prepare_inputs(config)
     torch.manual_seed(1)
     loaded = load_model(config, inputs.source)

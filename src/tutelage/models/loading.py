@@ -144,9 +144,6 @@ def base_of(source: str) -> str:
 
 def _read_model(source: str, base: str, arguments: dict[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
     """The base's weights and the tokenizer of `source`, without progress bars."""
-    # Where student and teacher are nearly the same, gradients are below 1e-38, and a CPU multiplies matrices of such
-    # numbers up to 200 times slower; as 0 they change nothing. Threads that are made from now on do so too.
-    torch.set_flush_denormal(True)
     quiet = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

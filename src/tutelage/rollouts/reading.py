@@ -208,7 +208,8 @@ def _gives_the_same(inner: Any, decoder: Decoder) -> bool:
         hidden_NH = torch.stack(states, dim=1).flatten(0, 1)
         room_NV = hidden_NH.new_empty(len(hidden_NH), len(decoder.head.weight), dtype=torch.float32)
         found_RTV = decoder.logits(hidden_NH, room_NV).view_as(expected_RTV)
-    error_N = ((expected_RTV - found_RTV).norm(dim=-1) / expected_RTV.norm(dim=-1)).flatten()
+    gap_N = (expected_RTV - found_RTV).norm(dim=-1).flatten()
+    error_N = torch.where(gap_N == 0, 0.0, gap_N / expected_RTV.norm(dim=-1).flatten())  # all may be 0
     coarse = decoder.embedding.dtype in (torch.bfloat16, torch.float16)
     usual, largest = COARSE_ERRORS if coarse else FINE_ERRORS
     return float(error_N.median()) <= usual and float(error_N.max()) <= largest

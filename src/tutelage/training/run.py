@@ -25,6 +25,7 @@ from tutelage.training.build import build_trainer
 from tutelage.training.callbacks import KeepNewest, ShowProgress, StopOnSignal
 from tutelage.training.checkpoints import discard_incomplete, is_last, latest_checkpoint
 from tutelage.training.checks import checked_inputs
+from tutelage.training.denormals import denormals_flushed
 from tutelage.training.export import export_model
 from tutelage.training.inputs import TrainingInputs
 from tutelage.training.record import describe_run, read_record, run_name
@@ -79,6 +80,7 @@ class Run:
         return load_model(self.config, str(self.model_path))
 
 
+@denormals_flushed()
 def train(config: TrainingConfig, *, resume: Path | str | None = None, console: Console | None = None) -> Run:
     """Train as the config says and return the run.
 
