@@ -42,9 +42,9 @@ def many(stored: Stored) -> Running:
 
 
 def test_ten_thousand_jobs_and_a_hundred_thousand_events_stay_quick(stored: Stored, visit: Visitor) -> None:
-    """Pages of fifty with a cursor through all jobs. A page is below 150 kB; the best of five within 100 ms, beside two other tests (measured alone:
-    12 ms; a search 33 ms), the curves of 100,000 events within a second (measured: 0.2 s). A server in another process
-    is asked four to six times for a page: three times as long."""
+    """Pages of fifty with a cursor through all jobs. A page is below 150 kB; the best of five within 100 ms, beside two
+    other tests (measured alone: 12 ms; a search 33 ms), the curves of 100,000 events within a second (measured: 0.2 s).
+    A server in another process is asked four to six times for a page: three times as long."""
     times = 1 if stored.token is None else 3
     running, api, url = many(stored), stored.api, stored.server.url
 
