@@ -42,15 +42,15 @@ def many(stored: Stored) -> Running:
 
 
 def test_ten_thousand_jobs_and_a_hundred_thousand_events_stay_quick(stored: Stored, visit: Visitor) -> None:
-    """Pages of fifty with a cursor through all jobs. A page is below 150 kB; the best of five within 100 ms, beside two
-    other tests (measured alone: 12 ms; a search 33 ms), the curves of 100,000 events within a second (measured: 0.2 s).
-    A server in another process is asked four to six times for a page: three times as long."""
+    """Pages of fifty with a cursor through all jobs. A page is below 150 kB; the best of twenty, as two other tests
+    run beside this one, within 50 ms (measured alone: 12 ms; a search 33 ms), the curves of 100,000 events within a
+    second (measured: 0.2 s). A server in another process is asked four to six times for a page: three times as long."""
     times = 1 if stored.token is None else 3
     running, api, url = many(stored), stored.api, stored.server.url
 
-    def best_of_five(path: str) -> tuple[float, int]:
+    def best_of_twenty(path: str) -> tuple[float, int]:
         seconds: list[float] = []
-        for _ in range(5):
+        for _ in range(20):
             begin = time.perf_counter()
             answer = api("GET", path, headers={"accept": "text/html"})
             seconds.append(time.perf_counter() - begin)
@@ -58,17 +58,17 @@ def test_ten_thousand_jobs_and_a_hundred_thousand_events_stay_quick(stored: Stor
         return min(seconds), len(answer.content)
 
     for path, limit in (
-        ("/jobs", 0.1),
-        ("/jobs?status=completed", 0.1),
-        ("/jobs?kind=fine_tuning", 0.1),
+        ("/jobs", 0.05),
+        ("/jobs?status=completed", 0.05),
+        ("/jobs?kind=fine_tuning", 0.05),
         # All params of all jobs are read.
         ("/jobs?search=0000002a", 0.25),
         ("/jobs?search=nothing-like-it", 0.25),
     ):
-        seconds, size = best_of_five(path)
+        seconds, size = best_of_twenty(path)
         assert seconds < limit * times, path
         assert size < 150_000, path
-    seconds, size = best_of_five(f"/runs/{running.run_id}/plots")
+    seconds, size = best_of_twenty(f"/runs/{running.run_id}/plots")
     assert seconds < 1 * times
     assert size < 150_000
 
