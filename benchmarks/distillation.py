@@ -8,12 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.limits import Decoder, PrefixTree, Rates, rollout_limit, rollout_work
+from benchmarks.limits import Decoder, Predictions, Rates, rollout_limit, rollout_work
 from benchmarks.settings import PARTS, RANK
 from benchmarks.table import Row, Samples, Target
 
 ROWS = Path(__file__).resolve().parents[1] / "examples" / "tool_calls" / "data" / "train.jsonl"
-TRL = {"trl": "full_logits", "trl_flushed": "full_logits", "trl_topk": "topk_logits"}
+TRL = {
+    "trl": "full_logits",
+    "trl_topk": "topk_logits",
+    "trl_default": "topk_logits",
+}
+"""Its `distillation_mode`. `trl_default` alone recomputes activations in the backward pass, as TRL does unless told
+otherwise."""
 
 
 def distillation_rows(count: int) -> list[dict[str, Any]]:
@@ -25,8 +31,8 @@ def distillation_rows(count: int) -> list[dict[str, Any]]:
 def distillation_step(
     side: str, model: str, *, prompts: int = 8, new_tokens: int = 64, steps: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds and memory of steps after one to warm up; `new_tokens` tokens are sampled for each prompt, no fewer and
-    no more."""
+    """Seconds and memory of steps after one to warm up (0 steps: memory alone, of that one). `new_tokens` tokens are
+    sampled for each prompt, no fewer and no more."""
     from benchmarks.steps import run
 
     if side == "ours":
@@ -54,7 +60,6 @@ def _ours(model: str, prompts: int, new_tokens: int, steps: int) -> Any:
 
 
 def _trls(side: str, model: str, prompts: int, new_tokens: int, steps: int) -> Any:
-    import torch
     from datasets import Dataset
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
@@ -65,8 +70,6 @@ def _trls(side: str, model: str, prompts: int, new_tokens: int, steps: int) -> A
         {"prompt": row["messages"][:-1], "privileged_context": row["messages"][-1]["content"]}
         for row in distillation_rows(prompts)
     ]
-    if side == "trl_flushed":
-        torch.set_flush_denormal(True)  # as ours does
     # 1.0 is the reverse KL; top-k keeps TRL's default
     full = {"distillation_alpha": 1.0} if TRL[side] == "full_logits" else {}
     arguments = SDFTConfig(
@@ -79,7 +82,7 @@ def _trls(side: str, model: str, prompts: int, new_tokens: int, steps: int) -> A
         num_generations=1,
         max_completion_length=new_tokens,
         generation_kwargs={"min_new_tokens": new_tokens},
-        gradient_checkpointing=False,  # on by default: slower still
+        gradient_checkpointing=side == "trl_default",
         **full,
     )
     return SDFTTrainer(
@@ -95,18 +98,16 @@ def _work(trainer: Any, new_tokens: int) -> dict[str, list[float]]:
     """The FLOPs of a step's parts. Responses are all different, so any will do."""
     decoder = Decoder.of(trainer.model.config)
     rows = list(trainer.train_dataset)
-    prompts = [row.prompt_ids for row in rows]
     students, teachers = (
-        PrefixTree.of([[*prompt, -1 - index, *range(new_tokens - 1)] for index, prompt in enumerate(side)])
-        for side in (prompts, [row.teacher_prompt_ids for row in rows])
+        Predictions.of_responses(prompts, new_tokens)
+        for prompts in ([row.prompt_ids for row in rows], [row.teacher_prompt_ids for row in rows])
     )
-    positions = len(rows) * new_tokens
-    return {
-        "flops teacher": [decoder.forward(teachers, positions)],
-        "flops student forward": [decoder.forward(students, positions)],
-        "flops head and loss": [decoder.head(positions, 3)],
-        "flops backward": [decoder.backward(students, positions, rank=RANK)],
-    } | rollout_work(decoder, prompts, [new_tokens] * len(rows))
+    return (
+        decoder.training(students, rank=RANK)
+        | {"flops teacher": [decoder.forward(teachers.tree, teachers.used)]}
+        | {"flops head and loss": [decoder.head(students.used, 2) + decoder.head(teachers.used, 1)]}
+        | rollout_work(decoder, [row.prompt_ids for row in rows], [new_tokens] * len(rows))
+    )
 
 
 def part_limits(work: Mapping[str, Sequence[float]], rates: Rates) -> dict[str, float]:
@@ -132,3 +133,9 @@ def step_rows(
         if part in ours or part in peers:
             rows.append(Row(f"– {part}", "s", ours.get(part, ()), peers.get(part, ()), peer_name, limits.get(part)))
     return rows
+
+
+def memory_row(samples: Samples, peer: str, peer_name: str, target: Target | None = None) -> Row:
+    """The peak of a step against one peer."""
+    peaks = [samples.get(side, {}).get("peak_mib", ()) for side in ("ours", peer)]
+    return Row("peak memory above the model", "MiB", peaks[0], peaks[1], peer_name, target=target)

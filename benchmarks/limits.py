@@ -40,6 +40,32 @@ class PrefixTree:
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """What has to be computed to predict some tokens: all tokens before them. used: distinct places to predict from."""
+
+    tree: PrefixTree
+    used: int
+
+    @classmethod
+    def of_labels(cls, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Predictions":
+        """Token ids and labels of each row, of which -100 is not trained. What stands from the last label on is not
+        needed; rows are taken to differ from where training begins."""
+        read: list[Sequence[int]] = []
+        used = 0
+        for ids, labels in rows:
+            trained = [place for place, label in enumerate(labels) if place and label != -100]
+            read.append(ids[: max(trained, default=0)])
+            used += len(trained)
+        return cls(PrefixTree.of(read), used)
+
+    @classmethod
+    def of_responses(cls, prompts: Sequence[Sequence[int]], length: int) -> "Predictions":
+        """Responses of this length, all different from the first token on. Equal prompts predict the first one once."""
+        read = [[*prompt, *[-1 - index, *range(length)][: length - 1]] for index, prompt in enumerate(prompts)]
+        return cls(PrefixTree.of(read), len({tuple(prompt) for prompt in prompts}) + len(prompts) * (length - 1))
+
+
+@dataclass(frozen=True)
 class Decoder:
     """The sizes of a Llama-like decoder: grouped-query attention, a gated MLP, a head."""
 
@@ -123,6 +149,16 @@ class Decoder:
     def head(self, positions: int, products: int) -> float:
         """FLOPs of so many products with the head: logits, gradient of the hidden states, gradient of the weights."""
         return 2.0 * positions * self.hidden * self.vocabulary * products
+
+    def training(self, predictions: "Predictions", *, rank: int | None = None) -> dict[str, list[float]]:
+        """What a worker says of a step that trains these predictions, for `part_limits`. rank: see `backward`; with
+        all weights trained the head takes a third product."""
+        tree, used = predictions.tree, predictions.used
+        return {
+            "flops student forward": [self.forward(tree, used)],
+            "flops head and loss": [self.head(used, 2 if rank else 3)],
+            "flops backward": [self.backward(tree, used, rank=rank)],
+        }
 
     def prompts(self, prompts: Sequence[Sequence[int]]) -> float:
         """FLOPs up to the first token of each response."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 400.0
+TIMEOUT = 600.0
 """Seconds after which a side has failed; the longest take two minutes."""
 GRACE = 15.0
 """Seconds in which a process that is stopped may end its own servers, before it and they are killed."""
@@ -65,9 +65,9 @@ def worker(module: str, *arguments: str, timeout: float | None = None) -> dict[s
     raise SideFailedError(_with_tail("printed no JSON object", lines))
 
 
-def samples_of(module: str, *arguments: str) -> dict[str, list[float]]:
+def samples_of(module: str, *arguments: str, timeout: float | None = None) -> dict[str, list[float]]:
     """What a side measured: at least one number a measure. Raises SideFailedError."""
-    found = worker(module, *arguments)
+    found = worker(module, *arguments, timeout=timeout)
     for name, values in found.items():
         if not isinstance(values, list) or not values or not all(_is_number(value) for value in values):
             raise SideFailedError(f"'{name}' is {values!r}, which is no list of finite numbers")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.distillation import step_rows
-from benchmarks.limits import Decoder, PrefixTree, Rates, rollout_work
+from benchmarks.limits import Decoder, Predictions, Rates, rollout_work
 from benchmarks.measure import answer
 from benchmarks.settings import RANK
 from benchmarks.table import Row, Samples
@@ -77,13 +77,8 @@ def _trls(data: list[dict[str, Any]]) -> Any:
 def _work(trainer: Any) -> dict[str, list[float]]:
     decoder = Decoder.of(trainer.model.config)
     prompts = [row.prompt_ids for row in trainer.rows for _ in range(GROUP)]
-    tree = PrefixTree.of([[*ids, -1 - index, *range(NEW_TOKENS - 1)] for index, ids in enumerate(prompts)])
-    positions = ANSWERS * NEW_TOKENS
-    return {
-        "flops student forward": [decoder.forward(tree, positions)],
-        "flops head and loss": [decoder.head(positions, 2)],
-        "flops backward": [decoder.backward(tree, positions, rank=RANK)],
-    } | rollout_work(decoder, prompts, [NEW_TOKENS] * ANSWERS)
+    training = decoder.training(Predictions.of_responses(prompts, NEW_TOKENS), rank=RANK)
+    return training | rollout_work(decoder, prompts, [NEW_TOKENS] * ANSWERS)
 
 
 def rows(samples: Samples, rates: Rates) -> list[Row]:

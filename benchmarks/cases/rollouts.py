@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.distillation import ROWS
@@ -15,8 +16,6 @@ SIDES = ("ours", "generate", "ours_plain", "generate_plain")
 """`_plain`: without the adapter."""
 ONCE = ("ours_plain", "generate_plain")
 PROMPTS, SHORTEST, LONGEST = 32, 8, 128
-KNOWN = 24
-"""First tokens by which a row is recognised; see `_ours`."""
 
 
 def lengths() -> list[int]:
@@ -55,25 +54,56 @@ def measure(side: str) -> dict[str, list[float]]:
     return {"s": [taken], "peak_mib": [memory.mib()]} | rollout_work(Decoder.of(model.config), asked, lengths())
 
 
+class Lengths:
+    """When each row of a rollout is done. `stop_when` is given a response, not its row; but a row draws from its own
+    seed, so it begins as it began in a rollout before, in which the first tokens of all rows were kept.
+
+    known: those tokens, no more than the shortest response has, so that all rows were there in both rollouts. A row
+    that begins like none of them (a sum in another order may tip a draw) is the one that it agrees with longest.
+    Raises ValueError where two rows begin alike.
+    """
+
+    def __init__(self, known: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+        self._known, self._lengths = [tuple(tokens) for tokens in known], lengths
+        self._size = len(self._known[0])
+        if len(set(self._known)) < len(self._known):
+            raise ValueError(f"two rows begin with the same {self._size} tokens; take other seeds")
+
+    def __call__(self, response: Sequence[int]) -> bool:
+        """Whether it has the length of its row."""
+        if len(response) < self._size:
+            return False
+        begun = response[: self._size]
+        row = max(range(len(self._known)), key=lambda row: _agreement(self._known[row], begun))
+        return len(response) >= self._lengths[row]
+
+
+def _agreement(left: Sequence[int], right: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    return next((place for place, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), len(left))
+
+
 def _ours(model: Any, asked: list[list[int]], pad: int) -> Any:
-    """`stop_when` is given a response, not its row. A row draws from its own seed, so the first tokens, sampled once
-    to warm up, tell which row it is."""
+    """A rollout that ends with the shortest response warms up, and tells which row is which."""
     from tutelage.rollouts import generate
 
-    options: dict[str, Any] = {"pad_token_id": pad, "stop_ids": set(), "seeds": list(range(PROMPTS))}
-    first = generate(model, asked, max_new_tokens=KNOWN, **options)
-    length_of = {tuple(tokens[:length]): length for tokens, length in zip(first, lengths(), strict=True)}
-    alike = [key for key in length_of if sum(tuple(tokens[: len(key)]) == key for tokens in first) > 1]
-    assert len(length_of) == PROMPTS, "two rows begin with the same tokens; take other seeds"
-    assert not alike, "a row begins with the whole response of another; take other seeds"
-
-    def ended(response: list[int]) -> bool:
-        length = length_of.get(tuple(response[:KNOWN]))
-        return length is not None and len(response) >= length
+    wanted, shortest = lengths(), min(lengths())
+    options: dict[str, Any] = {
+        "pad_token_id": pad,
+        "stop_ids": set(),
+        "seeds": list(range(PROMPTS)),
+        "max_new_tokens": LONGEST,
+    }
+    known = generate(model, asked, stop_when=lambda response: len(response) >= shortest, **options)
+    ended = Lengths([tokens[:shortest] for tokens in known], wanted)
 
     def work() -> None:
-        responses = generate(model, asked, max_new_tokens=LONGEST, stop_when=ended, **options)
-        assert all(len(tokens) >= length for tokens, length in zip(responses, lengths(), strict=True))
+        responses = generate(model, asked, stop_when=ended, **options)
+        without_padding = [
+            length if set(tokens[length:]) <= {pad} else len(tokens)
+            for tokens, length in zip(responses, wanted, strict=True)
+        ]
+        assert without_padding == wanted, f"responses have {without_padding} tokens, and should have {wanted}"
 
     return work
 
@@ -89,13 +119,13 @@ def _plain_generate(model: Any, asked: list[list[int]], pad: int) -> Any:
 
     class AtLength(StoppingCriteria):
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            return input_ids.shape[1] - width >= wanted_B
+            return input_ids.shape[1] - width >= wanted_B[: len(input_ids)]
 
-    def sample(longest: int) -> Any:
+    def sample(rows: int, longest: int) -> Any:
         with torch.no_grad():
             return model.generate(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
+                input_ids=ids_BT[:rows],
+                attention_mask=mask_BT[:rows],
                 do_sample=True,
                 top_k=0,
                 top_p=1.0,
@@ -109,10 +139,10 @@ def _plain_generate(model: Any, asked: list[list[int]], pad: int) -> Any:
     # A model's own end token would end rows; None in the call alone means the model's own.
     model.generation_config.eos_token_id = None
     getattr(model, "base_model", model).generation_config = model.generation_config
-    sample(4)
+    sample(4, 4)
 
     def work() -> None:
-        assert sample(LONGEST).shape[1] == width + max(lengths())
+        assert sample(PROMPTS, LONGEST).shape[1] == width + max(lengths())
 
     return work
 

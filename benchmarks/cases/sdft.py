@@ -1,21 +1,23 @@
 """One sdft step on SmolLM2-135M: LoRA, EMA teacher, 8 prompts, 64 sampled tokens each."""
 
-from benchmarks.distillation import distillation_step, step_rows
+from benchmarks.distillation import distillation_step, memory_row, step_rows
 from benchmarks.limits import Rates
 from benchmarks.measure import answer
 from benchmarks.table import Row, Samples, Target
 
 TITLE = "SDFT step: SmolLM2-135M, LoRA, EMA teacher, 8 prompts, 64 new tokens"
-SIDES = ("ours", "trl", "trl_topk", "trl_flushed")
-ONCE = ("trl_topk", "trl_flushed")
+SIDES = ("ours", "trl", "trl_topk")
+ONCE = ("trl_topk",)
 """Measured in the first round only."""
+OUR_STEPS = 2
+"""In a round; one of TRL's."""
 
 
 def measure(side: str) -> dict[str, list[float]]:
-    """Seconds of a step and its parts, after one to warm up."""
+    """Seconds of steps and their parts, after one to warm up."""
     from tutelage.models import resolve_model
 
-    return distillation_step(side, resolve_model("smollm2"))
+    return distillation_step(side, resolve_model("smollm2"), steps=OUR_STEPS if side == "ours" else 1)
 
 
 def rows(samples: Samples, rates: Rates) -> list[Row]:
@@ -31,13 +33,10 @@ def rows(samples: Samples, rates: Rates) -> list[Row]:
             [sampled / seconds for seconds in peer.get("step", ())],
             "TRL, full logits",
         ),
-        Row(
-            "peak memory above the model", "MiB", ours.get("peak_mib", ()), peer.get("peak_mib", ()), "TRL, full logits"
-        ),
+        memory_row(samples, "trl", "TRL, full logits"),
     ]
-    for side, name in (("trl_topk", "TRL, top-k (default)"), ("trl_flushed", "TRL, denormals flushed as in ours")):
-        found += step_rows("step", samples, side, name, rates, parts=False, target=None)
-    return found
+    topk = step_rows("step", samples, "trl_topk", "TRL, top-k (default)", rates, parts=False, target=None)
+    return [*found, *topk]
 
 
 if __name__ == "__main__":

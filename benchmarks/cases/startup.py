@@ -9,7 +9,7 @@ from benchmarks.table import Row, Samples, Target
 
 TITLE = "Startup"
 SIDES = ("ours",)
-ONCE = ()
+ONCE = SIDES
 REPEATS = 5
 COMMANDS = {
     "tutelage --help": ["-m", "tutelage", "--help"],
