@@ -72,13 +72,12 @@ def measure_round(name: str, number: int, case: Case, progress: Progress) -> Non
     sides = [side for side in module.SIDES if side not in case["failures"] and not (number and side in module.ONCE)]
     if number and began + sum(case["side_minutes"].get(side, 0.0) for side in sides) > BUDGET:
         return
+    timeout = FULL_TIMEOUT if "BENCH_ROWS" in os.environ else None
     for side in sides:
         progress.say(f"{name}, round {number + 1}: {side}")
         side_began = progress.minutes
         try:
-            found = samples_of(
-                CASES[name], "--side", side, timeout=FULL_TIMEOUT if "BENCH_ROWS" in os.environ else None
-            )
+            found = samples_of(CASES[name], "--side", side, timeout=timeout)
         except SideFailedError as error:
             case["failures"][side] = str(error)
             case["samples"].pop(side, None)

@@ -18,7 +18,11 @@ TITLES = {
 }
 SIDES = {"ours": ("this project", "#009E73", "^"), "trl": ("TRL 1.16, full logits", "#767676", "D")}
 """Name, colour and marker; ours are those of sdft in all other figures."""
-MEASURES = {"seconds": "seconds of a step", "peak_mib": "peak above the model, MiB"}
+MEASURES = {
+    "seconds": ("Time of a step", "seconds"),
+    "peak_mib": ("Peak memory above the model", "MiB"),
+}
+"""Title and unit of a panel."""
 
 
 def draw_sizes(points: Sequence[Mapping[str, Any]]) -> None:
@@ -27,17 +31,21 @@ def draw_sizes(points: Sequence[Mapping[str, Any]]) -> None:
 
     for axis, (name, label) in TITLES.items():
         figure = new_figure((8.4, 3.2), LIGHT)
-        for panel, (measure, title) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
+        for panel, (measure, (title, unit)) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
             style_axes(panel, LIGHT)
+            ticks: set[float] = set()
             for side, (shown, colour, marker) in SIDES.items():
                 sizes, values = line(points, axis, side, measure)
+                ticks.update(sizes)
                 panel.plot(sizes, values, color=colour, marker=marker, linewidth=1.8, label=shown)
+            panel.set_xticks(sorted(ticks))
             panel.set_xlim(left=0)
             panel.set_ylim(bottom=0)
             panel.set_xlabel(label, fontsize=9)
+            panel.set_ylabel(unit, fontsize=9)
             panel.set_title(title, fontsize=10, color=LIGHT.ink, loc="left")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-            panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}" if value < 1000 else f"{value:,.0f}")
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}")
             panel.legend(frameon=False, fontsize=8, labelcolor=LIGHT.ink)
         IMAGES.mkdir(parents=True, exist_ok=True)
         (IMAGES / f"performance-{name}.png").write_bytes(png(figure))

@@ -10,6 +10,7 @@ import json
 import statistics
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,14 @@ def bandwidth(mib: int = 512, repeats: int = 15) -> float:
     return mib * MIB / statistics.median(times)
 
 
-def answer(measure: Callable[[str], dict[str, list[float]]]) -> None:
-    """A worker: measure one side, print the samples as the last line."""
+def answer(measure: Callable[..., dict[str, list[float]]], *numbers: str) -> None:
+    """A worker: measure one side, print the samples as the last line. numbers: options beside the side."""
+    warnings.simplefilter("ignore")  # of other packages
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", required=True)
-    print("\n" + json.dumps(measure(parser.parse_args().side)), flush=True)
+    for name in numbers:
+        parser.add_argument(f"--{name}", type=int, required=True)
+    print("\n" + json.dumps(measure(**vars(parser.parse_args()))), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@
 One side of one size is a process of its own, as in the bench.
 """
 
-import argparse
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks.distillation import distillation_step
+from benchmarks.measure import answer
 from benchmarks.workers import Progress, SideFailedError, samples_of, write
 
 SMALLEST_VOCABULARY = 49_152
@@ -67,8 +66,4 @@ def measure_all(output: Path) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--side", required=True)
-    for option in ("new_tokens", "prompts", "vocabulary"):
-        parser.add_argument(f"--{option}", type=int, required=True)
-    print("\n" + json.dumps(measure(**vars(parser.parse_args()))), flush=True)
+    answer(measure, *USUAL)

@@ -8,7 +8,6 @@ import json
 import os
 import tempfile
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from benchmarks.measure import PeakMemory
 from benchmarks.settings import LORA_LAYERS, RANK
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-warnings.filterwarnings("ignore")
 
 
 class StepClock(TrainerCallback):
