@@ -1,7 +1,5 @@
 """The arithmetic of the bench: ratios, spreads, targets, limits. Nothing here measures anything."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +8,7 @@ from rich.console import Console
 from benchmarks import __main__ as runner
 from benchmarks.distillation import part_limits, step_rows
 from benchmarks.figures import line
-from benchmarks.limits import Decoder, PrefixTree, Rates, rollout_limit, rollout_work
+from benchmarks.limits import Decoder, Predictions, PrefixTree, Rates, rollout_limit, rollout_work
 from benchmarks.measure import alternating
 from benchmarks.table import BEGIN, END, Row, Target, cells, markdown, show, with_table
 
@@ -124,7 +122,8 @@ def test_table_in_the_terminal_has_every_row() -> None:
 
 def content() -> dict[str, Any]:
     rows = [row(name="a"), row(name="b", limit=1.0)]
-    return {"machine": MACHINE, "rows": [{"case": "sdft", "title": "SDFT", **one.as_json()} for one in rows]}
+    known = {"case": "sdft", "title": "SDFT", "date": "2026-01-02"}
+    return {"machine": MACHINE, "rows": [known | one.as_json() for one in rows]}
 
 
 def test_table_of_the_docs_stands_between_its_marks_and_replaces_the_old_one() -> None:
@@ -155,59 +154,12 @@ def test_the_page_of_the_docs_takes_the_table() -> None:
     assert "### SDFT" in filled.partition(BEGIN)[2].partition(END)[0]
 
 
-def test_a_run_writes_rows_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rounds of the startup case with made-up workers: 0.2 s against 0.01 s of Python alone, on each round."""
-    startup = {"tutelage --help": [0.2], "import tutelage": [0.02], "python alone": [0.01]}
-    loaded = {"heavy packages of tutelage --help": [0.0], "heavy packages of import tutelage": [1.0]}
-
-    def made_up(module: str, *arguments: str) -> Any:
-        return {"gemm_gflops": 300.0, "bandwidth_gb": 30.0} if module == "benchmarks.measure" else startup | loaded
-
-    monkeypatch.setattr(runner, "worker", made_up)
-    assert runner.bench(["startup"], 2, tmp_path) == 0
-    rows = json.loads((tmp_path / "latest.json").read_text())["rows"]
-    assert [(one["name"], one["ours"], one["met"]) for one in rows] == [
-        ("tutelage --help", 0.2, True),
-        ("tutelage --help: torch, transformers, numpy loaded", 0.0, True),
-        ("import tutelage", 0.02, True),
-        ("import tutelage: torch, transformers, numpy loaded", 1.0, False),
-    ]
-    assert rows[0]["ratio"] == pytest.approx(20)
-    samples = json.loads((tmp_path / "samples.json").read_text())
-    assert samples["startup"]["ours"]["tutelage --help"] == [0.2, 0.2]
-    assert samples["failures"] == {}
-
-
-def test_a_run_goes_on_after_a_side_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TRL fails in the first of two rounds: it is left alone in the second, ours is not, and the exit code is 1."""
-    asked: list[str] = []
-
-    def made_up(module: str, *arguments: str) -> Any:
-        if module == "benchmarks.measure":
-            return {"gemm_gflops": 300.0, "bandwidth_gb": 30.0}
-        asked.append(arguments[-1])
-        if asked[-1] == "trl":
-            raise runner.SideFailedError("RuntimeError: no")
-        return {"step": [2.0], "peak_mib": [10.0 * len(asked)]}
-
-    monkeypatch.setattr(runner, "worker", made_up)
-    assert runner.bench(["sdft"], 2, tmp_path) == 1
-    assert asked == ["ours", "trl", "trl_topk", "trl_flushed", "ours"]
-    written = json.loads((tmp_path / "samples.json").read_text())
-    assert written["failures"] == {"sdft: trl": "RuntimeError: no"}
-    rows = json.loads((tmp_path / "latest.json").read_text())["rows"]
-    assert [(one["name"], one["ours"], one["ratio"], one["met"]) for one in rows] == [
-        ("step", 2.0, None, False),
-        ("sampled and trained", 256.0, None, None),  # 8 · 64 tokens in 2 s
-        ("peak memory above the model", 30.0, None, None),  # of 10 and 50
-        ("step", 2.0, 1.0, None),
-        ("step", 2.0, 1.0, None),
-    ]
-
-
-def test_a_worker_that_fails_is_reported_by_the_last_line_of_its_error() -> None:
-    with pytest.raises(runner.SideFailedError, match=r"^KeyError: 'nobody'$"):
-        runner.worker("tests.unit.failing_worker")
+def test_rows_of_another_day_say_when() -> None:
+    found = content()
+    for one in found["rows"]:
+        one["date"] = "2026-01-01"
+    assert "Measured on 2026-01-01." in markdown(found).splitlines()
+    assert "Measured on" not in markdown(content())
 
 
 def test_every_case_names_its_sides_and_survives_their_failure() -> None:
@@ -275,6 +227,40 @@ def test_flops_of_backward() -> None:
 def test_flops_of_the_head() -> None:
     """3 positions, 4 wide, 10 tokens, three products: 2·3·4·10·3."""
     assert SMALL.head(3, 3) == 720
+
+
+def test_places_to_predict_from_are_those_before_a_label() -> None:
+    """[1, 2, 3, 4] with labels on 3 and 4 reads 1, 2, 3: 4 predicts nothing. [1, 5, 6, 7], label on 5, reads 1 alone,
+    which is there already. Tokens 1, 2, 3; pairs 1 + 2 + 3; predicted from: 2 and 3, then 1. The label in first place,
+    which nothing predicts, counts nowhere."""
+    rows = [([1, 2, 3, 4], [1, -100, 3, 4]), ([1, 5, 6, 7], [-100, 5, -100, -100])]
+    assert Predictions.of_labels(rows) == Predictions(PrefixTree(3, 6), 3)
+
+
+def test_places_to_predict_responses_from() -> None:
+    """Prompts [1, 2] twice and [1, 3], three tokens each: 1, 2, 3 once, then the first two tokens of each response, for
+    the third predicts nothing: 3 + 6 tokens. Pairs: 1 + 2 + 2, and 3 + 4 for each response: 26. Predicted from: the
+    ends of two different prompts, two tokens of each response: 8."""
+    prompts = [[1, 2], [1, 2], [1, 3]]
+    assert Predictions.of_responses(prompts, 3) == Predictions(PrefixTree(9, 26), 8)
+    assert Predictions.of_responses(prompts, 1) == Predictions(PrefixTree(3, 5), 2)
+
+
+def test_work_of_a_step() -> None:
+    """9 tokens, 8 of them used. Layers: 2·(9·2·144 − 1·(144 − 16)) = 4928, attention 4·1·2·2·26 = 416. Head at 8 places:
+    2·8·4·10 = 640 a product, two of them, three where its weights are trained. Backward of all weights:
+    4928 − 2·9·32 + 2·416, and 4928 more; with rank 3 instead 4·9·1·3·64 = 6912."""
+    predictions = Predictions.of_responses([[1, 2], [1, 2], [1, 3]], 3)
+    assert SMALL.training(predictions) == {
+        "flops student forward": [4928 + 416],
+        "flops head and loss": [1920],
+        "flops backward": [4928 - 576 + 832 + 4928],
+    }
+    assert SMALL.training(predictions, rank=3) == {
+        "flops student forward": [4928 + 416],
+        "flops head and loss": [1280],
+        "flops backward": [4928 - 576 + 832 + 6912],
+    }
 
 
 def test_limit_of_a_rollout() -> None:
