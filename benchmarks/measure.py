@@ -89,7 +89,11 @@ class AnonymousPeak:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):
-            self._peak = max(self._peak, self._now())
+            self.look()
+
+    def look(self) -> None:
+        """At what is held now."""
+        self._peak = max(self._peak, self._now())
 
     def mib(self) -> float:
         """Stop looking; the peak above the beginning."""

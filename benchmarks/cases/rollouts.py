@@ -119,13 +119,13 @@ def _plain_generate(model: Any, asked: list[list[int]], pad: int) -> Any:
 
     class AtLength(StoppingCriteria):
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            return input_ids.shape[1] - width >= wanted_B[: len(input_ids)]
+            return input_ids.shape[1] - width >= wanted_B
 
-    def sample(rows: int, longest: int) -> Any:
+    def sample(longest: int) -> Any:
         with torch.no_grad():
             return model.generate(
-                input_ids=ids_BT[:rows],
-                attention_mask=mask_BT[:rows],
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
                 do_sample=True,
                 top_k=0,
                 top_p=1.0,
@@ -139,10 +139,10 @@ def _plain_generate(model: Any, asked: list[list[int]], pad: int) -> Any:
     # A model's own end token would end rows; None in the call alone means the model's own.
     model.generation_config.eos_token_id = None
     getattr(model, "base_model", model).generation_config = model.generation_config
-    sample(4, 4)
+    sample(4)
 
     def work() -> None:
-        assert sample(PROMPTS, LONGEST).shape[1] == width + max(lengths())
+        assert sample(LONGEST).shape[1] == width + max(lengths())
 
     return work
 

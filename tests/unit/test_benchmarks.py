@@ -247,8 +247,8 @@ def test_places_to_predict_responses_from() -> None:
 
 
 def test_work_of_a_step() -> None:
-    """9 tokens, 8 of them used. Layers: 2·(9·2·144 − 1·(144 − 16)) = 4928, attention 4·1·2·2·26 = 416. Head at 8 places:
-    2·8·4·10 = 640 a product, two of them, three where its weights are trained. Backward of all weights:
+    """9 tokens, 8 of them used. Layers: 2·(9·2·144 − 1·(144 − 16)) = 4928, attention 4·1·2·2·26 = 416. Head at 8
+    places: 2·8·4·10 = 640 a product, two of them, three where its weights are trained. Backward of all weights:
     4928 − 2·9·32 + 2·416, and 4928 more; with rank 3 instead 4·9·1·3·64 = 6912."""
     predictions = Predictions.of_responses([[1, 2], [1, 2], [1, 3]], 3)
     assert SMALL.training(predictions) == {

@@ -227,7 +227,8 @@ def test_a_worker_without_samples_fails_with_its_last_words(
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE)
+sleeper = "import time; print(flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", sleeper], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 time.sleep(600)
@@ -258,7 +259,7 @@ def test_a_worker_that_does_not_end_is_killed_with_its_children(
     module: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "GRACE", 0.1)
-    with pytest.raises(SideFailedError, match="^no end after 5 s; last it said:\n") as raised:
+    with pytest.raises(SideFailedError, match=r"^no end after 5 s; last it said:\n") as raised:
         workers.worker(module(STUBBORN), timeout=5)
     assert ends(pid_said(raised.value))
 
