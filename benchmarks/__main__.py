@@ -7,7 +7,7 @@
     python -m benchmarks --write-docs                        # the table of latest.json into docs/performance.md
 
 Every side of a case is measured in a process of its own, one after another: ours, peer. Then comes the next round, in
-which the sides with targets of time are measured again.
+which what targets of time compare is measured again.
 """
 
 import argparse

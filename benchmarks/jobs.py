@@ -91,10 +91,14 @@ def procrastinate_claims(rounds: int) -> Found:
 
 
 @contextmanager
-def served(*options: str) -> Generator[tuple[str, Path], None, None]:
-    """A real server in a process of its own: its address and its home. Raises ServerFailedError."""
+def served(*options: str, pending: bool = False) -> Generator[tuple[str, Path], None, None]:
+    """A real server in a process of its own: its address and its home. pending: 10,000 jobs wait there, put into its
+    database before it starts. Raises ServerFailedError."""
     with tempfile.TemporaryDirectory() as folder:
         home, said = Path(folder, "home"), Path(folder, "said")
+        if pending:
+            home.mkdir()
+            OurQueue(f"sqlite:///{home}/tutelage.db").database.close()
         command = [sys.executable, "-m", "tutelage", "serve", "--home", str(home), "--port", "0", *options]
         with said.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder)
@@ -219,10 +223,9 @@ def seen_in_a_browser(url: str, run: str) -> list[float]:
 
 def pages(rounds: int) -> Found:
     """Time of a page at 10,000 jobs, and of a run with 100,000 events, as the server takes it."""
-    with served("--no-worker") as (url, _), httpx.Client(base_url=url, timeout=120) as client:
-        for number in range(PENDING):
-            body = {"kind": "custom", "params": {"number": number}, "entrypoint": "true", "requires_vram_gb": 0}
-            client.post("/api/jobs", json=body).raise_for_status()
+    with served("--no-worker", pending=True) as (url, _), httpx.Client(base_url=url, timeout=120) as client:
+        jobs = client.get("/api/jobs", params={"limit": 1}).raise_for_status().json()["data"]
+        assert jobs[0]["params"] == {"number": PENDING}, f"the server does not show the newest job, but {jobs}"
         run = client.post("/api/runs", json={"script": "bench"}).json()
         for at in range(0, 100_000, 1000):
             batch = [

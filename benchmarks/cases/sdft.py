@@ -9,15 +9,13 @@ TITLE = "SDFT step: SmolLM2-135M, LoRA, EMA teacher, 8 prompts, 64 new tokens"
 SIDES = ("ours", "trl", "trl_topk")
 ONCE = ("trl_topk",)
 """Measured in the first round only."""
-OUR_STEPS = 2
-"""In a round; one of TRL's."""
 
 
 def measure(side: str) -> dict[str, list[float]]:
-    """Seconds of steps and their parts, after one to warm up."""
+    """Seconds of a step and its parts, after one to warm up."""
     from tutelage.models import resolve_model
 
-    return distillation_step(side, resolve_model("smollm2"), steps=OUR_STEPS if side == "ours" else 1)
+    return distillation_step(side, resolve_model("smollm2"))
 
 
 def rows(samples: Samples, rates: Rates) -> list[Row]:
