@@ -18,7 +18,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,12 @@ class Results:
         self._folder = folder
         self.cases: dict[str, Case] = {}
         self.rows: list[dict[str, Any]] = []
-        if keep and folder and (folder / "samples.json").exists():
-            self.cases = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["cases"]
-            self.rows = json.loads((folder / "latest.json").read_text(encoding="utf-8"))["rows"]
+        if keep and folder and (folder / "samples.json").exists() and (folder / "latest.json").exists():
+            samples, latest = (
+                json.loads((folder / name).read_text(encoding="utf-8")) for name in ("samples.json", "latest.json")
+            )
+            self.cases = {name: case for name, case in samples["cases"].items() if name in CASES}
+            self.rows = [row for row in latest["rows"] if row["case"] in self.cases]
 
     def replace(
         self, cases: Mapping[str, Case], start: Mapping[str, float], end: Mapping[str, float], minutes: float
@@ -203,6 +206,17 @@ def write_docs() -> int:
     return 0
 
 
+def until_interrupted(work: Callable[[], int]) -> int:
+    """The exit code of this work, or that of ctrl-C, or 1 where the machine's rates cannot be measured."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return 130
+    except SideFailedError as error:
+        print(f"the machine's rates cannot be measured: {error}", file=sys.stderr)
+        return 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.sizes:
         from benchmarks.sizes import measure_all
 
-        return measure_all(options.output or RESULTS)
+        return until_interrupted(lambda: measure_all(options.output or RESULTS))
     names = [name.strip() for name in options.only.split(",")] if options.only is not None else list(CASES)
     if unknown := [name for name in names if name not in CASES]:
         print(f"--only: no case '{unknown[0]}'; there are {', '.join(CASES)}", file=sys.stderr)
@@ -232,11 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.full:
         os.environ["BENCH_ROWS"] = "1000000"
     output = options.output or (RESULTS if options.update or options.only is None else None)
-    try:
-        return bench(names, options.rounds, output, update=options.update)
-    except SideFailedError as error:
-        print(f"the machine's rates cannot be measured: {error}", file=sys.stderr)
-        return 1
+    return until_interrupted(lambda: bench(names, options.rounds, output, update=options.update))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import argparse
 import ctypes
 import gc
 import json
+import signal
 import statistics
 import threading
 import time
@@ -125,6 +126,7 @@ def bandwidth(mib: int = 512, repeats: int = 15) -> float:
 def answer(measure: Callable[..., dict[str, list[float]]], *numbers: str) -> None:
     """A worker: measure one side, print the samples as the last line. numbers: options beside the side."""
     warnings.simplefilter("ignore")  # of other packages
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", required=True)
     for name in numbers:

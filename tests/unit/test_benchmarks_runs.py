@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,6 +148,17 @@ def test_an_update_replaces_its_cases_and_keeps_the_others(tmp_path: Path, monke
     assert read(tmp_path / "samples.json")["cases"]["sdft"]["samples"]["ours"]["step"] == [2.0]
 
 
+def test_the_rates_have_to_be_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(module: str, *arguments: str) -> Any:
+        raise SideFailedError("exit code 1, having said nothing")
+
+    monkeypatch.setattr(runner, "worker", fails)
+    monkeypatch.setattr(runner.signal, "signal", lambda *arguments: None)
+    assert runner.main(["--only", "startup"]) == 1
+    expected = "the machine's rates cannot be measured: exit code 1, having said nothing\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_no_docs_without_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(runner, "RESULTS", runner.ROOT / "no such folder")
     assert runner.main(["--write-docs"]) == 1
@@ -264,11 +275,21 @@ def test_a_worker_that_does_not_end_is_killed_with_its_children(
     assert ends(pid_said(raised.value))
 
 
+@pytest.fixture
+def interruptible() -> Generator[None, None, None]:
+    """Tests may run where ctrl-C is ignored, as in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_lets_a_worker_tidy_up(module: Callable[[str], str], tmp_path: Path) -> None:
     """The worker is in a session of its own, which ctrl-C does not reach: it is passed on, and `finally` runs."""
     begun, tidied = tmp_path / "begun", tmp_path / "tidied"
     text = f"""
-import pathlib, time
+import pathlib, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     pathlib.Path({str(begun)!r}).touch()
     time.sleep(600)
