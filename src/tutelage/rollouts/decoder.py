@@ -4,7 +4,8 @@ Which models are this function is found out in `reading.py`. Not here: which tok
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from tutelage.rollouts.cache import KeyValueCache
 from tutelage.rollouts.products import Linear, SideBySide, multiply
+from tutelage.rollouts.step import BlockedLayer, Step, blocked_layers, is_for
 
 LONGEST_PREFILL = 1024
 """Prompt tokens computed at once; bounds the memory of a prefill."""
@@ -33,6 +35,18 @@ class Norm:
             return functional.rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
         wide = x.float()
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)).to(x.dtype)
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        """The same for float32, as x / hypot(|x|, √(ε n)) · w √n: four operations, nothing new for them to write to."""
+        scaled_weight, floor = self._scaled
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        torch.div(x, torch.hypot(length, floor, out=length), out=out).mul_(scaled_weight)
+
+    @cached_property
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        """w √n, and √(ε n)."""
+        size = len(self.weight)
+        return self.weight * size**0.5, self.weight.new_tensor((self.epsilon * size) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,8 @@ class Decoder:
     scaling: float
     rotary: Any
     """The model's own module, from a tensor for device and type and position ids to cosines and sines."""
+    _steps: dict[int, Step] = field(default_factory=dict[int, Step], init=False, repr=False, compare=False)
+    """The buffers of the last step, by its number of rows."""
 
     @property
     def device(self) -> torch.device:
@@ -109,8 +125,21 @@ class Decoder:
 
     def step(self, tokens_N: Tensor, lengths: Sequence[int], cache: KeyValueCache, rotations: Any) -> Tensor:
         """Hidden states [N, H] of one more token in each of the cache's first N rows, which hold `lengths` tokens."""
+        cache.clear_up_to(max(lengths) + 1)
+        if self._blocked is None or not is_for(len(lengths)):
+            return self._step_plainly(tokens_N, lengths, cache, rotations)
+        if len(lengths) not in self._steps:
+            self._steps.clear()
+            self._steps[len(lengths)] = Step(self, self._blocked, len(lengths))
+        return self._steps[len(lengths)](tokens_N, lengths, cache, rotations)
+
+    @cached_property
+    def _blocked(self) -> list[BlockedLayer] | None:
+        return blocked_layers(self)
+
+    def _step_plainly(self, tokens_N: Tensor, lengths: Sequence[int], cache: KeyValueCache, rotations: Any) -> Tensor:
+        """The same for any device and type, and the reference of `step.py`."""
         rows, longest, groups = len(lengths), max(lengths) + 1, self.heads // self.key_heads
-        cache.clear_up_to(longest)
         lengths_N = torch.tensor(lengths, device=self.device)
         places_S = cache.places(lengths_N)
         hidden_T = torch.arange(longest, device=self.device) > lengths_N[:, None]

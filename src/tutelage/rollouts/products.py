@@ -5,6 +5,7 @@ than the product itself where the rows are few; the same product as a batch of s
 rows each, is read as it lies. Weights are never copied; those of an adapter are, side by side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,24 @@ class SideBySide:
         """Whether an adapter does anything: it begins with a B of zeros."""
         return self._b_NR is not None and bool(self._b_NR.any())
 
+    @property
+    def can_be_blocked(self) -> bool:
+        """Whether weights lie row after row, and everything is float32."""
+        tensors = [*self._weights, self._bias_N, self._a_RK, self._b_NR]
+        return all(weight.is_contiguous() for weight in self._weights) and all(
+            tensor is None or tensor.dtype == torch.float32 for tensor in tensors
+        )
+
+    def blocks(self, width: int) -> "Blocks":
+        """The same in blocks of `width` outputs, a divisor of all widths; nothing is copied."""
+        return Blocks(
+            width,
+            [weight_NK.view(-1, width, weight_NK.shape[1]).transpose(1, 2) for weight_NK in self._weights],
+            None if self._bias_N is None else self._bias_N.view(-1, 1, width),
+            None if self._a_RK is None else self._a_RK.T,
+            None if self._b_NR is None else self._b_NR.view(-1, width, self._b_NR.shape[1]).transpose(1, 2),
+        )
+
     def __call__(self, x_MK: Tensor) -> Tensor:
         out_MN = x_MK.new_empty(len(x_MK), sum(self.widths))
         for weight_NK, part_MN in zip(self._weights, out_MN.split(self.widths, dim=1), strict=True):
@@ -101,6 +120,40 @@ class SideBySide:
         if self._b_NR.dtype == out_MN.dtype:
             return out_MN.addmm_(inner_MR, self._b_NR.T)
         return (out_MN + inner_MR @ self._b_NR.T).to(out_MN.dtype)
+
+
+class Room:
+    """Where layers that follow one another read x [M, K] and leave their outputs, [B, M, W]."""
+
+    def __init__(self, x_MK: Tensor, out_BMW: Tensor, counts: Sequence[int]) -> None:
+        self.x_MK, self.out_BMW = x_MK, out_BMW
+        self.parts = [(x_MK.expand(len(part), *x_MK.shape), part) for part in out_BMW.split(list(counts))]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What `SideBySide` computes, in blocks of W outputs: `out[b, m] = x[m] W[b]ᵀ`, with bias and adapters."""
+
+    width: int
+    weights: list[Tensor]
+    """For each layer [B, K, W]."""
+    bias_B1W: Tensor | None
+    a_KR: Tensor | None
+    b_BRW: Tensor | None
+
+    @property
+    def counts(self) -> list[int]:
+        """Blocks of each layer."""
+        return [len(weight_BKW) for weight_BKW in self.weights]
+
+    def __call__(self, room: Room) -> None:
+        for weight_BKW, (x_BMK, part_BMW) in zip(self.weights, room.parts, strict=True):
+            torch.bmm(x_BMK, weight_BKW, out=part_BMW)
+        if self.bias_B1W is not None:
+            room.out_BMW.add_(self.bias_B1W)
+        if self.a_KR is not None and self.b_BRW is not None:
+            inner_MR = room.x_MK @ self.a_KR
+            room.out_BMW.baddbmm_(inner_MR.expand(len(self.b_BRW), *inner_MR.shape), self.b_BRW)
 
 
 def multiply(x_MK: Tensor, weight_NK: Tensor, out_MN: Tensor) -> None:
