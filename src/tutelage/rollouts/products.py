@@ -108,8 +108,9 @@ class SideBySide:
             None if self._b_NR is None else self._b_NR.view(-1, width, self._b_NR.shape[1]).transpose(1, 2),
         )
 
-    def __call__(self, x_MK: Tensor) -> Tensor:
-        out_MN = x_MK.new_empty(len(x_MK), sum(self.widths))
+    def __call__(self, x_MK: Tensor, out_MN: Tensor | None = None) -> Tensor:
+        """Written into `out_MN`, where it is given and an adapter is not of another type."""
+        out_MN = x_MK.new_empty(len(x_MK), sum(self.widths)) if out_MN is None else out_MN
         for weight_NK, part_MN in zip(self._weights, out_MN.split(self.widths, dim=1), strict=True):
             multiply(x_MK, weight_NK, part_MN)
         if self._bias_N is not None:
@@ -120,6 +121,20 @@ class SideBySide:
         if self._b_NR.dtype == out_MN.dtype:
             return out_MN.addmm_(inner_MR, self._b_NR.T)
         return (out_MN + inner_MR @ self._b_NR.T).to(out_MN.dtype)
+
+    def add_to(self, total_MN: Tensor, x_MK: Tensor) -> None:
+        """total += the product, of a single layer, without a place of its own where the rows are many."""
+        tensors = [tensor for tensor in (self._a_RK, self._b_NR) if tensor is not None]
+        exact = x_MK.dtype in (torch.float32, torch.float64) and all(part.dtype == x_MK.dtype for part in tensors)
+        if len(x_MK) <= MANY_ROWS or not exact:
+            total_MN += self(x_MK)
+            return
+        (weight_NK,) = self._weights
+        total_MN.addmm_(x_MK, weight_NK.T)
+        if self._bias_N is not None:
+            total_MN += self._bias_N
+        if self._a_RK is not None and self._b_NR is not None:
+            total_MN.addmm_(x_MK @ self._a_RK.T, self._b_NR.T)
 
 
 class Room:
@@ -136,10 +151,13 @@ class Blocks:
 
     width: int
     weights: list[Tensor]
-    """For each layer [B, K, W]."""
-    bias_B1W: Tensor | None
-    a_KR: Tensor | None
-    b_BRW: Tensor | None
+    """[B, K, W] for each layer"""
+    bias: Tensor | None
+    """[ΣB, 1, W]"""
+    a: Tensor | None
+    """[K, R]"""
+    b: Tensor | None
+    """[ΣB, R, W]"""
 
     @property
     def counts(self) -> list[int]:
@@ -149,11 +167,11 @@ class Blocks:
     def __call__(self, room: Room) -> None:
         for weight_BKW, (x_BMK, part_BMW) in zip(self.weights, room.parts, strict=True):
             torch.bmm(x_BMK, weight_BKW, out=part_BMW)
-        if self.bias_B1W is not None:
-            room.out_BMW.add_(self.bias_B1W)
-        if self.a_KR is not None and self.b_BRW is not None:
-            inner_MR = room.x_MK @ self.a_KR
-            room.out_BMW.baddbmm_(inner_MR.expand(len(self.b_BRW), *inner_MR.shape), self.b_BRW)
+        if self.bias is not None:
+            room.out_BMW.add_(self.bias)
+        if self.a is not None and self.b is not None:
+            inner_MR = room.x_MK @ self.a
+            room.out_BMW.baddbmm_(inner_MR.expand(len(self.b), *inner_MR.shape), self.b)
 
 
 def multiply(x_MK: Tensor, weight_NK: Tensor, out_MN: Tensor) -> None:

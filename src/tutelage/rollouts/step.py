@@ -27,7 +27,7 @@ WIDEST_BLOCK = 64
 
 @dataclass(frozen=True)
 class BlockedLayer:
-    """A layer's groups in blocks: heads of queries, keys and values, and blocks of up to `WIDEST_BLOCK` of the others."""
+    """A layer's groups in blocks: a head each of queries, keys and values, up to `WIDEST_BLOCK` of the others."""
 
     queries_keys_values: Blocks
     output: Blocks
