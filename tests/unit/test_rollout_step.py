@@ -24,10 +24,11 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 128,
     "initializer_range": 0.2,
 }
+HEADS_OF_THEIR_OWN: dict[str, Any] = SIZES | {"num_key_value_heads": 6}
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MODELS: dict[str, Any] = {
     "three queries a key head": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "a key head a query": lambda: LlamaForCausalLM(LlamaConfig(**(SIZES | {"num_key_value_heads": 6}))),
+    "a key head a query": lambda: LlamaForCausalLM(LlamaConfig(**HEADS_OF_THEIR_OWN)),
     "biases everywhere": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)),
     "biases of queries, keys and values": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "norms of queries and keys": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32)),

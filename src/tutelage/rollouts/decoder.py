@@ -1,4 +1,4 @@
-"""A decoder of the Llama family as a function of the model's own tensors: about 15 operations a layer and no modules.
+"""A decoder of the Llama family as a function of the model's own tensors: some forty operations a layer, no modules.
 
 Which models are this function is found out in `reading.py`. Not here: which token comes next (`engine.py`).
 """
