@@ -37,6 +37,10 @@ class KeyValueCache:
         """`[2, rows, heads, length, D]`, to read and to write."""
         return self._all[layer]
 
+    def first(self, rows: int, length: int) -> Tensor:
+        """`[layers, 2, rows · heads, length, D]`: the first columns of the first rows, to read."""
+        return self._all[:, :, :rows].flatten(2, 3)[:, :, :, :length]
+
     def places(self, columns_N: Tensor) -> Tensor:
         """Where the token in column `columns_N[n]` of row n stands, for `write`: int64 [N · 2 · heads]."""
         _, _, rows, heads, length, _ = self._all.shape

@@ -1,10 +1,11 @@
-"""A decoder of the Llama family as a function of the model's own tensors: about 15 operations a layer and no modules.
+"""A decoder of the Llama family as a function of the model's own tensors: some forty operations a layer, no modules.
 
 Which models are this function is found out in `reading.py`. Not here: which token comes next (`engine.py`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from tutelage.rollouts.cache import KeyValueCache
 from tutelage.rollouts.products import Linear, SideBySide, multiply
+from tutelage.rollouts.step import BlockedLayer, Step, blocked_layers, is_for
 
 LONGEST_PREFILL = 1024
 """Prompt tokens computed at once; bounds the memory of a prefill."""
@@ -33,6 +35,23 @@ class Norm:
             return functional.rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
         wide = x.float()
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)).to(x.dtype)
+
+    def into(self, x: Tensor, out: Tensor) -> Tensor:
+        """The same, written into `out`, which may be x.
+
+        On a CPU as x / hypot(|x|, √(ε n)) · w √n: four operations, and nothing new for them to write to.
+        """
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return out.copy_(self(x))
+        scaled_weight, floor = self._scaled
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.div(x, torch.hypot(length, floor, out=length), out=out).mul_(scaled_weight)
+
+    @cached_property
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        """w √n, and √(ε n)."""
+        size = len(self.weight)
+        return self.weight * size**0.5, self.weight.new_tensor((self.epsilon * size) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,8 @@ class Decoder:
     scaling: float
     rotary: Any
     """The model's own module, from a tensor for device and type and position ids to cosines and sines."""
+    _steps: dict[int, Step] = field(default_factory=dict[int, Step], init=False, repr=False, compare=False)
+    """The buffers of the last step, by its number of rows."""
 
     @property
     def device(self) -> torch.device:
@@ -109,8 +130,21 @@ class Decoder:
 
     def step(self, tokens_N: Tensor, lengths: Sequence[int], cache: KeyValueCache, rotations: Any) -> Tensor:
         """Hidden states [N, H] of one more token in each of the cache's first N rows, which hold `lengths` tokens."""
+        cache.clear_up_to(max(lengths) + 1)
+        if self._blocked is None or not is_for(len(lengths)):
+            return self._step_plainly(tokens_N, lengths, cache, rotations)
+        if len(lengths) not in self._steps:
+            self._steps.clear()
+            self._steps[len(lengths)] = Step(self, self._blocked, len(lengths))
+        return self._steps[len(lengths)](tokens_N, lengths, cache, rotations)
+
+    @cached_property
+    def _blocked(self) -> list[BlockedLayer] | None:
+        return blocked_layers(self)
+
+    def _step_plainly(self, tokens_N: Tensor, lengths: Sequence[int], cache: KeyValueCache, rotations: Any) -> Tensor:
+        """The same for any device and type, and the reference of `step.py`."""
         rows, longest, groups = len(lengths), max(lengths) + 1, self.heads // self.key_heads
-        cache.clear_up_to(longest)
         lengths_N = torch.tensor(lengths, device=self.device)
         places_S = cache.places(lengths_N)
         hidden_T = torch.arange(longest, device=self.device) > lengths_N[:, None]
@@ -169,18 +203,25 @@ class Decoder:
     def _through_layers(self, tokens_N: Tensor, rotations: Any, positions_N: Tensor, attend: Attend) -> Tensor:
         cosine_N1D, sine_N1D = (table_TD[positions_N][:, None] for table_TD in rotations)
         hidden_NH = self.embedding[tokens_N]
+        # All layers write to the same memory: a thousand tokens in new memory are 12 MB of page faults a layer.
+        normed_NH, first = torch.empty_like(hidden_NH), self.layers[0]
+        room_NA, room_NI = (
+            hidden_NH.new_empty(len(hidden_NH), sum(group.widths))
+            for group in (first.queries_keys_values, first.gate_up)
+        )
         for index, layer in enumerate(self.layers):
-            heads_NHD = layer.queries_keys_values(layer.norm_before(hidden_NH)).unflatten(1, (-1, self.head_width))
+            layer.norm_before.into(hidden_NH, normed_NH)
+            heads_NHD = layer.queries_keys_values(normed_NH, room_NA).unflatten(1, (-1, self.head_width))
             query_NHD, key_NHD, _ = heads_NHD.split((self.heads, self.key_heads, self.key_heads), dim=1)
             if layer.query_norm is not None and layer.key_norm is not None:
-                query_NHD.copy_(layer.query_norm(query_NHD))
-                key_NHD.copy_(layer.key_norm(key_NHD))
+                layer.query_norm.into(query_NHD, query_NHD)
+                layer.key_norm.into(key_NHD, key_NHD)
             rotated_NHD = heads_NHD[:, : self.heads + self.key_heads]
             rotated_NHD.copy_(_rotated(rotated_NHD, cosine_N1D, sine_N1D))
-            attended_NA = attend(index, query_NHD, heads_NHD[:, self.heads :])
-            hidden_NH += layer.output(attended_NA)
-            gate_NI, up_NI = layer.gate_up(layer.norm_between(hidden_NH)).split(layer.gate_up.widths, dim=1)
-            hidden_NH += layer.down(functional.silu(gate_NI).mul_(up_NI))
+            layer.output.add_to(hidden_NH, attend(index, query_NHD, heads_NHD[:, self.heads :]))
+            layer.norm_between.into(hidden_NH, normed_NH)
+            gate_NI, up_NI = layer.gate_up(normed_NH, room_NI).split(layer.gate_up.widths, dim=1)
+            layer.down.add_to(hidden_NH, functional.silu(gate_NI, inplace=True).mul_(up_NI))
         return self.norm(hidden_NH)
 
 

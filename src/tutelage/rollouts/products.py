@@ -5,6 +5,7 @@ than the product itself where the rows are few; the same product as a batch of s
 rows each, is read as it lies. Weights are never copied; those of an adapter are, side by side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +90,27 @@ class SideBySide:
         """Whether an adapter does anything: it begins with a B of zeros."""
         return self._b_NR is not None and bool(self._b_NR.any())
 
-    def __call__(self, x_MK: Tensor) -> Tensor:
-        out_MN = x_MK.new_empty(len(x_MK), sum(self.widths))
+    @property
+    def can_be_blocked(self) -> bool:
+        """Whether weights lie row after row, and everything is float32."""
+        tensors = [*self._weights, self._bias_N, self._a_RK, self._b_NR]
+        return all(weight.is_contiguous() for weight in self._weights) and all(
+            tensor is None or tensor.dtype == torch.float32 for tensor in tensors
+        )
+
+    def blocks(self, width: int) -> "Blocks":
+        """The same in blocks of `width` outputs, a divisor of all widths; nothing is copied."""
+        return Blocks(
+            width,
+            [weight_NK.view(-1, width, weight_NK.shape[1]).transpose(1, 2) for weight_NK in self._weights],
+            None if self._bias_N is None else self._bias_N.view(-1, 1, width),
+            None if self._a_RK is None else self._a_RK.T,
+            None if self._b_NR is None else self._b_NR.view(-1, width, self._b_NR.shape[1]).transpose(1, 2),
+        )
+
+    def __call__(self, x_MK: Tensor, out_MN: Tensor | None = None) -> Tensor:
+        """Written into `out_MN`, where it is given and an adapter is not of another type."""
+        out_MN = x_MK.new_empty(len(x_MK), sum(self.widths)) if out_MN is None else out_MN
         for weight_NK, part_MN in zip(self._weights, out_MN.split(self.widths, dim=1), strict=True):
             multiply(x_MK, weight_NK, part_MN)
         if self._bias_N is not None:
@@ -101,6 +121,57 @@ class SideBySide:
         if self._b_NR.dtype == out_MN.dtype:
             return out_MN.addmm_(inner_MR, self._b_NR.T)
         return (out_MN + inner_MR @ self._b_NR.T).to(out_MN.dtype)
+
+    def add_to(self, total_MN: Tensor, x_MK: Tensor) -> None:
+        """total += the product, of a single layer, without a place of its own where the rows are many."""
+        tensors = [tensor for tensor in (self._a_RK, self._b_NR) if tensor is not None]
+        exact = x_MK.dtype in (torch.float32, torch.float64) and all(part.dtype == x_MK.dtype for part in tensors)
+        if len(x_MK) <= MANY_ROWS or not exact:
+            total_MN += self(x_MK)
+            return
+        (weight_NK,) = self._weights
+        total_MN.addmm_(x_MK, weight_NK.T)
+        if self._bias_N is not None:
+            total_MN += self._bias_N
+        if self._a_RK is not None and self._b_NR is not None:
+            total_MN.addmm_(x_MK @ self._a_RK.T, self._b_NR.T)
+
+
+class Room:
+    """Where layers that follow one another read x [M, K] and leave their outputs, [B, M, W]."""
+
+    def __init__(self, x_MK: Tensor, out_BMW: Tensor, counts: Sequence[int]) -> None:
+        self.x_MK, self.out_BMW = x_MK, out_BMW
+        self.parts = [(x_MK.expand(len(part), *x_MK.shape), part) for part in out_BMW.split(list(counts))]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What `SideBySide` computes, in blocks of W outputs: `out[b, m] = x[m] W[b]ᵀ`, with bias and adapters."""
+
+    width: int
+    weights: list[Tensor]
+    """[B, K, W] for each layer"""
+    bias: Tensor | None
+    """[ΣB, 1, W]"""
+    a: Tensor | None
+    """[K, R]"""
+    b: Tensor | None
+    """[ΣB, R, W]"""
+
+    @property
+    def counts(self) -> list[int]:
+        """Blocks of each layer."""
+        return [len(weight_BKW) for weight_BKW in self.weights]
+
+    def __call__(self, room: Room) -> None:
+        for weight_BKW, (x_BMK, part_BMW) in zip(self.weights, room.parts, strict=True):
+            torch.bmm(x_BMK, weight_BKW, out=part_BMW)
+        if self.bias is not None:
+            room.out_BMW.add_(self.bias)
+        if self.a is not None and self.b is not None:
+            inner_MR = room.x_MK @ self.a
+            room.out_BMW.baddbmm_(inner_MR.expand(len(self.b), *inner_MR.shape), self.b)
 
 
 def multiply(x_MK: Tensor, weight_NK: Tensor, out_MN: Tensor) -> None:
