@@ -17,7 +17,6 @@ from tutelage.models import shared_tokens
 from tutelage.rollouts.decoder import LONGEST_PREFILL, Decoder, Piece
 from tutelage.rollouts.drawing import Drawing, uniforms
 
-
 CACHE_BYTES = 4 * 2**30
 """What keys and values may take, on whatever device: 33 rows of 2800 tokens of a 135M Llama in float32."""
 
@@ -119,7 +118,9 @@ class Engine:
     ) -> None:
         self._decoder, self._drawing = decoder, drawing
         self._max_new_tokens, self._stop_when = max_new_tokens, stop_when
-        rows = [_Row(index, list(prompt), None if seeds is None else seeds[index]) for index, prompt in enumerate(prompts)]
+        rows = [
+            _Row(index, list(prompt), None if seeds is None else seeds[index]) for index, prompt in enumerate(prompts)
+        ]
         self._waiting = sorted(rows, key=lambda row: row.prompt, reverse=True)  # taken from the end
         self._active: list[_Row] = []
         self._room = min(batch_size, len(rows))

@@ -58,7 +58,7 @@ def generate(
         raise ValueError(f"max_new_tokens={max_new_tokens} leaves no token to sample; pass 1 or more")
     if not all(prompts):
         empty = [len(prompt) for prompt in prompts].index(0)
-        raise ValueError(f"prompt {empty} (from 0) has no token for a response to follow; begin it with one, such as bos")
+        raise ValueError(f"prompt {empty} (from 0) has no token for a response to follow; begin it with bos")
     if not prompts:
         return []
     drawing = Drawing(temperature, top_p, stop_ids, min_new_tokens)

@@ -1,7 +1,7 @@
 """Which models are sampled by this project's own decoder: known by their type, and found out once, by trying.
 
-What is not certain is refused with a sentence that says why, and sampled by `transformers` itself (`fallback.py`): other
-architectures, windows, rotations that depend on the length, quantised or sharded weights, hooks, other people's
+What is not certain is refused with a sentence that says why, and sampled by `transformers` itself (`fallback.py`):
+other architectures, windows, rotations that depend on the length, quantised or sharded weights, hooks, other people's
 forwards, adapters that are not plain LoRA. Not here: the trial (`trial.py`).
 """
 

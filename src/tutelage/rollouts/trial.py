@@ -21,8 +21,8 @@ FINE_ERRORS, COARSE_ERRORS = (1e-4, 1e-2), (0.02, 0.2)
 """Relative errors of the logits, at the median place and at the worst. A model's own float32 logits differ from its
 float64 ones, and with the size of the batch, by 1e-5 at most places of a 135M Llama and by 1e-3 at an odd one."""
 NOISE = 0.3
-"""‖s·E·A‖ / ‖W‖ in Frobenius norm for noise E on the B of an adapter with scaling s: not lost in a coarse type's rounding,
-and less than the layer itself."""
+"""‖s·E·A‖ / ‖W‖ in Frobenius norm for noise E on the B of an adapter with scaling s: not lost in the rounding of a
+coarse type, and less than the layer itself."""
 
 
 def gives_the_same(inner: nn.Module, read: Callable[[Any], Decoder]) -> bool | None:
