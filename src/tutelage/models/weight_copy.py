@@ -40,9 +40,9 @@ class WeightCopy:
         """The model computes with these values inside the block, and has its own bits again afterwards.
 
         A parameter points to the copy's tensor for the time where both are alike: nothing is moved. Otherwise (other
-        type or device; sharded or flattened parameters, whose storage a wrapper holds on to, also where the model is what
-        stands inside of it) the value is written into the storage the parameter has. Only for blocks without gradients: a graph built before the block would meet other values in
-        its backward pass.
+        type or device; sharded or flattened parameters, whose storage a wrapper holds on to, also where the model is
+        what stands inside of it) the value is written into the storage the parameter has. Only for blocks without
+        gradients: a graph built before the block would meet other values in its backward pass.
         """
         _reshard(model)
         parameters = trainable_parameters(model)

@@ -31,7 +31,7 @@ def generate_by_decoder(
     batch_size: int,
     stop_when: Callable[[list[int]], bool] | None,
 ) -> list[list[int]]:
-    """See `generate`. All prompts at once, unless the longest one leaves `CACHE_BYTES` no room for `batch_size` rows."""
+    """See `generate`. All prompts at once, unless `CACHE_BYTES` are too few for `batch_size` rows of the longest."""
     responses: list[list[int]] = [[] for _ in prompts]
     token_bytes = 2 * len(decoder.layers) * decoder.key_heads * decoder.head_width * decoder.embedding.element_size()
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
