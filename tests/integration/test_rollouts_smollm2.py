@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tutelage.models import resolve_model
 from tutelage.rollouts import generate
-from tutelage.rollouts.reading import read_decoder
+from tutelage.rollouts.supported_models import read_decoder
 
 QUESTIONS = ["What is the capital of France?", "Name three rivers.", "Why is the sky blue? Answer in one sentence."]
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -1,5 +1,6 @@
 """The short way through a LoRA layer gives PEFT's values and gradients, and is taken where it may be."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 from tutelage.models import adapted_linear
 from tutelage.models.adapted_linear import AdaptedLinear, adapt_linear_layers
@@ -154,4 +156,41 @@ def test_other_inputs_go_pefts_way(taken: list[int]) -> None:
     model.base_model.set_adapter(["default", "second"])
     both = layer(x)
     torch.testing.assert_close(both, LoraLinear.forward(layer, x), rtol=0, atol=0)
+    assert len(taken) == 1
+
+
+HOOKS: dict[str, Callable[[Any], Any]] = {
+    "all modules": lambda layer: modules.register_module_forward_hook(lambda *args: None),
+    "backward of all modules": lambda layer: modules.register_module_full_backward_hook(lambda *args: None),
+    "backward of the layer": lambda layer: layer.register_full_backward_hook(lambda *args: None),
+    "backward of A": lambda layer: layer.lora_A["default"].register_full_backward_hook(lambda *args: None),
+    "before backward of B": lambda layer: layer.lora_B["default"].register_full_backward_pre_hook(lambda *args: None),
+    "the dropout": lambda layer: layer.lora_dropout["default"].register_forward_hook(lambda *args: None),
+}
+
+
+@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS)
+def test_hooks_go_pefts_way(register: Callable[[Any], Any], taken: list[int]) -> None:
+    layer = layer_of(adapted())
+    x = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+    expected = layer(x)
+    assert len(taken) == 1
+    handle = register(layer)
+    try:
+        torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+    finally:
+        handle.remove()
+    assert len(taken) == 1
+    layer(x)
+    assert len(taken) == 2
+
+
+def test_a_forward_put_onto_a_layer_is_called(taken: list[int]) -> None:
+    """As offloading does: twice A x is twice what the adapter adds."""
+    layer = layer_of(adapted())
+    x = torch.ones(4, 3, dtype=torch.float64)
+    base, whole = layer.base_layer(x), layer(x)
+    down = layer.lora_A["default"]
+    down.forward = lambda x: 2 * type(down).forward(down, x)
+    torch.testing.assert_close(layer(x), base + 2 * (whole - base), rtol=1e-12, atol=1e-12)
     assert len(taken) == 1

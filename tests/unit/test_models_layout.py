@@ -10,6 +10,8 @@ from torch import nn
 from transformers import (
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -17,7 +19,7 @@ from transformers import (
 )
 
 from tests.tiny import tiny_model, tiny_tokenizer
-from tutelage.models import Layout, head_forward, lay_out, layout, padded, response_log_probs
+from tutelage.models import BRANCHES, Layout, head_forward, lay_out, layout, padded, response_log_probs
 from tutelage.models.layout import takes_trees
 from tutelage.models.scoring import Pair, predicting_places, response_hidden
 
@@ -211,6 +213,23 @@ def test_a_model_that_takes_branches_and_ignores_them_is_found_out() -> None:
 
 def forward_that_refuses(position_ids: Any = None, **inputs: Any) -> Any:
     raise ValueError("a mask of each position over each other is not for me")
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_parts_with_attention_of_their_own_keep_it(taken: bool) -> None:
+    """A model of images and text whose encoder of images is eager: only what was sdpa changes, and only when taken."""
+    text = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    image = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2}
+    config = LlavaConfig(text_config=text | heads, vision_config=image | heads, image_token_index=63)
+    model: Any = LlavaForConditionalGeneration(config).eval()
+    model.set_attn_implementation({"": "sdpa", "text_config": "sdpa", "vision_config": "eager"})
+    if not taken:
+        model.base_model.forward = forward_that_refuses
+    assert takes_trees(model) is taken
+    expected = BRANCHES if taken else "sdpa"
+    found = [one._attn_implementation for one in (model.config, model.config.text_config, model.config.vision_config)]
+    assert found == [expected, expected, "eager"]
 
 
 def test_training_mode_comes_back() -> None:

@@ -2,10 +2,15 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from tutelage.models import WeightCopy
 
@@ -73,3 +78,50 @@ def test_distance_is_the_frobenius_norm_over_all_tensors() -> None:
     model = two_layers().requires_grad_(True)
     copy = WeightCopy({"0.weight": torch.tensor([[4.0, 6.0]]), "1.weight": torch.tensor([[15.0]])})
     assert math.isclose(copy.distance(model), 13, rel_tol=1e-15)
+
+
+def test_a_part_of_a_larger_tensor_is_written_not_pointed() -> None:
+    """As FSDP and DeepSpeed hold parameters: the wrapper's flat tensor has to have the values too."""
+    model = two_layers()
+    flat = torch.tensor([7.0, 1.0, 2.0])
+    model[0].weight.data = flat[1:].view(1, 2)
+    with WeightCopy({"0.weight": torch.tensor([[4.0, 5.0]])}).applied(model):
+        assert flat.tolist() == [7, 4, 5]
+        assert outcome(model) == 162
+    assert flat.tolist() == [7, 1, 2]
+
+
+def test_what_fsdp_has_flattened_is_written_also_from_inside_the_wrapper() -> None:
+    """A flat tensor of one parameter is not larger than it; FSDP's mark on it is all there is to see."""
+    model = two_layers()
+    weight, had = model[0].weight, model[0].weight.data_ptr()
+    weight._fsdp_flattened = True
+    with WeightCopy({"0.weight": torch.tensor([[4.0, 5.0]])}).applied(model):
+        assert weight.data_ptr() == had
+        assert outcome(model) == 162
+    assert outcome(model) == 63
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_shards_are_written() -> None:
+    """FSDP's second form, whose parameters are DTensors."""
+    model = two_layers()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    weight = model[0].weight
+    assert isinstance(weight.data, DTensor)
+    assert outcome(model) == 63
+    model.reshard()  # the forward pass before has kept what it gathered
+    copy = WeightCopy.of(model)
+    with torch.no_grad():
+        weight.mul_(2)
+    assert outcome(model) == 126
+    with copy.applied(model):
+        assert outcome(model) == 63
+    assert outcome(model) == 126

@@ -23,7 +23,7 @@ from transformers import (
 
 from tutelage.rollouts import engine, generate, rollout_seed
 from tutelage.rollouts.decoder import Decoder, Piece
-from tutelage.rollouts.reading import read_decoder
+from tutelage.rollouts.supported_models import read_decoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -263,6 +263,104 @@ def test_no_turn_ends_before_min_new_tokens() -> None:
         assert set(response[2:-1]) <= {7}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ([], {}, "prompt 1 .from 0. has no token"),
+        ([5], {"max_new_tokens": 0}, "max_new_tokens=0 leaves no token"),
+    ],
+)
+def test_what_leaves_nothing_to_sample_is_refused(prompt: list[int], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        roll(llama(), [[5], prompt], **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_rows_that_end_with_their_first_token(batch_size: int) -> None:
+    model = llama().double()
+    firsts = [by_transformers(model, prompt, 1) for prompt in PROMPTS]
+    stops = sorted({token for first in firsts for token in first})
+    assert roll(model, stop_ids=stops, batch_size=batch_size) == firsts
+
+
+def test_min_new_tokens_is_that_of_transformers() -> None:
+    model = llama().double()
+    stops = sorted({by_transformers(model, prompt, 1)[0] for prompt in PROMPTS})
+    expected: list[list[int]] = []
+    for prompt in PROMPTS:
+        given = model.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=12,
+            min_new_tokens=4,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=stops,
+        )
+        expected.append(given[0, len(prompt) :].tolist())
+    assert roll(model, stop_ids=stops, min_new_tokens=4, max_new_tokens=12, batch_size=3) == expected
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_one_long_prompt_does_not_lengthen_the_others(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """A token is 2 · 3 layers · 2 heads · 16 · 8 bytes = 1536 bytes here. Room for 200 of them: the prompt of 92 tokens
+    with 8 new ones alone, 1 · 100; then six short ones of up to 5 + 8 in six rows, 6 · 13. Without a bound 7 · 100.
+    """
+    model = llama().double()
+    decoder_of(model)
+    prompts = [[5, 6], [7], [*range(4, 96)], [8, 9, 10, 11, 12], [8, 9], [20], [5, 6]]
+    options: dict[str, Any] = {"temperature": temperature, "seeds": range(7), "max_new_tokens": 8}
+    made: list[tuple[int, int]] = []
+    cache = Decoder.cache
+
+    def counted(self: Decoder, rows: int, length: int) -> Any:
+        made.append((rows, length))
+        return cache(self, rows, length)
+
+    monkeypatch.setattr(Decoder, "cache", counted)
+    expected = roll(model, prompts, **options)
+    monkeypatch.setattr(engine, "CACHE_BYTES", 200 * 1536)
+    assert roll(model, prompts, **options) == expected
+    assert made == [(7, 100), (1, 100), (6, 13)]
+
+
+def test_fewer_rows_where_the_bytes_do_not_suffice() -> None:
+    """Tokens of each prompt, rows at a time, tokens there is room for; one place more where prompts wait."""
+    assert engine._alike([10, 10, 10], 2, 30) == [([0, 1, 2], 2)]
+    assert engine._alike([10, 10, 10], 3, 30) == [([0, 1, 2], 3)]
+    assert engine._alike([10, 10, 10], 2, 29) == [([0, 1, 2], 1)]
+    assert engine._alike([10, 10, 10], 2, 5) == [([0, 1, 2], 1)]
+    assert engine._alike([4, 10, 6, 5, 3], 4, 30) == [([1, 2], 2), ([0, 3, 4], 3)]
+
+
+# --- rotations ----------------------------------------------------------------------------------------------------
+
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize("rotation", [LLAMA3, YARN], ids=["llama3", "yarn"])
+def test_scaled_rotations_within_the_original_context_and_beyond(rotation: dict[str, Any]) -> None:
+    """32 tokens is the original context: prompts of 3 and of 60; one of 20 grows out of it."""
+    model = llama(rope_parameters=rotation, num_hidden_layers=2).double()
+    decoder_of(model)
+    prompts = [[5, 6, 7], [5 + place * 7 % 80 for place in range(60)], [5 + place % 11 for place in range(20)]]
+    expected = [by_transformers(model, prompt) for prompt in prompts]
+    assert roll(model, prompts) == expected
+    plain = llama(num_hidden_layers=2).double()
+    assert expected != [by_transformers(plain, prompt) for prompt in prompts]  # the rotation matters
+
+
 # --- adapters -----------------------------------------------------------------------------------------------------
 
 
@@ -284,21 +382,28 @@ def test_several_adapters_add_up_and_one_that_is_off_adds_nothing() -> None:
     assert roll(model) == both
 
 
-def test_a_zero_adapter_is_tried_again_once_it_adds_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = seeded(lambda: get_peft_model(llama(), LoraConfig(r=4, target_modules=ALL_LINEAR)))
-    tried: list[bool] = []
+@pytest.mark.parametrize("layers", [ALL_LINEAR, ["q_proj"], ["lm_head"]])
+def test_the_trial_sees_an_adapter_that_adds_nothing_yet(monkeypatch: pytest.MonkeyPatch, layers: list[str]) -> None:
+    """B is zero: a decoder that leaves adapters out has the model's logits, but must not be taken for it."""
+    model = seeded(lambda: get_peft_model(llama(), LoraConfig(r=4, target_modules=layers)))
+    before = copy.deepcopy(model.state_dict())
+    assert decoder_of(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model = seeded(lambda: get_peft_model(llama(), LoraConfig(r=4, target_modules=layers)))
+    monkeypatch.setattr("tutelage.rollouts.products._joined_adapters", lambda layers: (None, None))
+    assert read_decoder(model) is None
 
-    def trial(inner: Any, decoder: Decoder) -> bool:
-        tried.append(any(group.adds_something for group in decoder.layers[0].groups))
-        return True
 
-    monkeypatch.setattr("tutelage.rollouts.reading._gives_the_same", trial)
+def test_an_adapter_on_the_head() -> None:
+    model = with_lora(llama(), target_modules=["lm_head", "q_proj"]).double()
     decoder_of(model)
-    decoder_of(model)
-    with_noise(model, "lora_B.default.weight")
-    decoder_of(model)
-    decoder_of(model)
-    assert tried == [False, True]
+    assert roll(model) == [by_transformers(model, prompt) for prompt in PROMPTS] != roll(llama().double())
+
+
+def test_a_trial_in_training_mode_is_none_of_dropout() -> None:
+    model = with_lora(llama()).train()
+    assert read_decoder(model) is not None
+    assert all(module.training for module in model.modules())
 
 
 # --- what is not known is left to transformers --------------------------------------------------------------------
@@ -423,6 +528,40 @@ def test_hooks_that_only_capture_outputs_are_no_obstacle() -> None:
         model(torch.tensor([[5, 6]]), output_hidden_states=True)
     assert model.model.layers[0]._forward_hooks
     decoder_of(model)
+
+
+def test_the_log_says_once_why(caplog: pytest.LogCaptureFixture) -> None:
+    model = hooked()
+    with caplog.at_level("INFO", logger="tutelage"):
+        for _ in range(2):
+            assert read_decoder(model) is None
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert record.getMessage() == (
+        "LlamaForCausalLM is sampled by transformers, which is slower than our own decoder: "
+        "model.layers.0.mlp has a hook"
+    )
+
+
+def test_logits_that_are_not_finite_for_once_decide_nothing() -> None:
+    model = llama()
+    weight = model.model.norm.weight.detach()
+    kept = weight.clone()
+    weight.fill_(float("nan"))
+    assert read_decoder(model) is None
+    weight.copy_(kept)
+    decoder_of(model)
+
+
+def test_a_layer_with_fewer_heads_than_the_configuration_says_goes_the_general_way() -> None:
+    """Heads pruned from one layer: transformers takes their number from the weights."""
+    model = llama()
+    attention = model.model.layers[1].self_attn
+    for name, width in (("q_proj", 32), ("k_proj", 16), ("v_proj", 16)):
+        setattr(attention, name, seeded(lambda width=width: nn.Linear(64, width, bias=False)))
+    attention.o_proj = seeded(lambda: nn.Linear(32, 64, bias=False))
+    assert read_decoder(model) is None
+    assert roll(model) == [by_transformers(model, prompt) for prompt in PROMPTS]
 
 
 # --- what is left behind ------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def takes_trees(model: nn.Module) -> bool:
     if not hasattr(inner, "_tutelage_takes_trees"):
         inner._tutelage_takes_trees = _found_to_take_trees(inner)
     if inner._tutelage_takes_trees:  # a model that shares its configuration may have been tried since
-        inner.config._attn_implementation = BRANCHES
+        _replace_sdpa(inner.config, BRANCHES)
     return inner._tutelage_takes_trees
 
 
@@ -104,6 +104,7 @@ def _found_to_take_trees(inner: Any) -> bool:
     ):
         return False
     layouts = padded(PROBE).to(inner.device), _Tree.of(PROBE).layout(inner.dtype).to(inner.device)
+    kept = _attention_of(inner.config)
     found = False
     try:
         with inference_mode_of(inner):
@@ -114,14 +115,33 @@ def _found_to_take_trees(inner: Any) -> bool:
     except Exception:  # whatever an architecture says to inputs it does not know
         found = False
     finally:
-        inner.config._attn_implementation = BRANCHES if found else "sdpa"
+        _set_attention(kept)
     return found
 
 
 def _hidden(inner: Any, layout: Layout, attention: str) -> Tensor:
-    inner.config._attn_implementation = attention
+    _replace_sdpa(inner.config, attention)
     hidden_BTD = inner.base_model(**layout.inputs, use_cache=False).last_hidden_state
     return hidden_BTD.flatten(0, 1)[layout.all_places]
+
+
+def _attention_of(config: Any) -> list[tuple[Any, str | None]]:
+    """Configurations and the attention each names: a model's, then those of its parts, at any depth."""
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    inside = [pair for part in parts if part is not None for pair in _attention_of(part)]
+    return [(config, config._attn_implementation), *inside]
+
+
+def _set_attention(attention: list[tuple[Any, str | None]]) -> None:
+    """In this order: to set it for a model sets it for all of its parts."""
+    for config, name in attention:
+        config._attn_implementation = name
+
+
+def _replace_sdpa(config: Any, name: str) -> None:
+    """Attention of another kind, which a part such as an image encoder may have, stays."""
+    ours = "sdpa", BRANCHES
+    _set_attention([(one, name if present in ours else present) for one, present in _attention_of(config)])
 
 
 def has_window(config: Any) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -40,18 +40,18 @@ class WeightCopy:
         """The model computes with these values inside the block, and has its own bits again afterwards.
 
         A parameter points to the copy's tensor for the time where both are alike: nothing is moved. Otherwise (other
-        type or device, sharded parameters, whose storage the wrapper holds on to) the value is written into the storage
-        the parameter has. Only for blocks without gradients: a graph built before the block would meet other values in
-        its backward pass.
+        type or device; sharded or flattened parameters, whose storage a wrapper holds on to, also where the model is
+        what stands inside of it) the value is written into the storage the parameter has. Only for blocks without
+        gradients: a graph built before the block would meet other values in its backward pass.
         """
+        _reshard(model)
         parameters = trainable_parameters(model)
-        sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
         pointed: dict[str, Tensor] = {}
         written: dict[str, Tensor] = {}
         try:
             for name, value in self.tensors.items():
                 parameter = parameters[name]
-                if not sharded and _alike(parameter.data, value):
+                if _alike(parameter.data, value) and _owns_its_storage(parameter):
                     pointed[name] = parameter.data
                     parameter.data = value
                 else:
@@ -59,6 +59,7 @@ class WeightCopy:
                     parameter.data.copy_(value)
             yield
         finally:
+            _reshard(model)
             for name, value in pointed.items():
                 parameters[name].data = value
             for name, value in written.items():
@@ -72,6 +73,19 @@ class WeightCopy:
             for name, value in self.tensors.items()
         ]
         return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def _reshard(model: nn.Module) -> None:
+    """Drop what `fully_shard` has gathered and may keep: a forward pass would go on with the values of before."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _owns_its_storage(parameter: nn.Parameter) -> bool:
+    """Not a part of a larger tensor that somebody else works with; FSDP marks its own, which may be all of one."""
+    is_whole = parameter.untyped_storage().nbytes() == parameter.nbytes
+    return is_whole and not getattr(parameter, "_fsdp_flattened", False)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -11,8 +11,8 @@ class KeyValueCache:
     """`[layers, 2, rows, heads, length, D]`, keys and then values, a row's first token in column 0.
 
     layers · 2 · rows · heads · length · D numbers are reserved at once: 46 KB for each token of a 135M Llama in
-    float32, 335 MB for 32 rows of 228 tokens. Where a system hands memory out as it is touched, only the columns
-    that were used count.
+    float32, 335 MB for 32 rows of 228 tokens; `engine.py` bounds rows and length. Where a system hands memory out as it
+    is touched, only the columns that were used count, in all rows: as many as the longest row has.
     """
 
     def __init__(

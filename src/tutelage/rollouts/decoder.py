@@ -1,6 +1,6 @@
 """A decoder of the Llama family as a function of the model's own tensors: some forty operations a layer, no modules.
 
-Which models are this function is found out in `reading.py`. Not here: which token comes next (`engine.py`).
+Which models are this function is found out in `supported_models.py`. Not here: which token comes next (`engine.py`).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,11 +1,14 @@
 """Responses token by token, in a batch whose rows come and go. Not here: what a step computes (`decoder.py`).
 
-A row leaves when it is done and its place goes to the next prompt, so no step is spent on padding. Prompts are taken
-in lexical order: what one begins with like the one before it, all of it where both are the same, is copied.
+A row is a response in the making and has a place in the cache. It leaves when it is done, and the next prompt takes its
+place: no step is spent on padding. Prompts wait in lexical order, so that those which begin alike come one after the
+other. What a prompt has in common with the one before it (all of it where both are the same) is not computed again: its
+keys and values are copied. One prefill computes all the prompts that are admitted together.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +17,80 @@ from tutelage.models import shared_tokens
 from tutelage.rollouts.decoder import LONGEST_PREFILL, Decoder, Piece
 from tutelage.rollouts.drawing import Drawing, uniforms
 
+CACHE_BYTES = 4 * 2**30
+"""What keys and values may take, on whatever device: 33 rows of 2800 tokens of a 135M Llama in float32."""
+
+
+def generate_by_decoder(
+    decoder: Decoder,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int] | None,
+    drawing: Drawing,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    stop_when: Callable[[list[int]], bool] | None,
+) -> list[list[int]]:
+    """See `generate`. All prompts at once, unless `CACHE_BYTES` are too few for `batch_size` rows of the longest."""
+    responses: list[list[int]] = [[] for _ in prompts]
+    token_bytes = 2 * len(decoder.layers) * decoder.key_heads * decoder.head_width * decoder.embedding.element_size()
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    for group in _alike(lengths, batch_size, CACHE_BYTES // token_bytes):
+        engine = Engine(
+            decoder,
+            [prompts[index] for index in group.indices],
+            None if seeds is None else [seeds[index] for index in group.indices],
+            drawing,
+            max_new_tokens,
+            group.rows,
+            stop_when,
+        )
+        for index, response in zip(group.indices, engine.run(), strict=True):
+            responses[index] = response
+    return responses
+
+
+class _Group(NamedTuple):
+    """Prompts that are sampled together, `rows` at a time."""
+
+    indices: list[int]
+    rows: int
+
+
+def _alike(lengths: Sequence[int], batch_size: int, cached_tokens: int) -> list[_Group]:
+    """Groups for which `cached_tokens` suffice, the longest first; a single row is never too long.
+
+    Every row of a group has room for the longest one. Where that leaves less than `batch_size` rows, only those join
+    that are more than half as long; the next group then has room for twice as many.
+    """
+    waiting = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
+    groups: list[_Group] = []
+    while waiting:
+        longest = lengths[waiting[0]]
+        rows, count = min(batch_size, len(waiting)), len(waiting)
+        if _places(rows, count) * longest > cached_tokens:
+            count = sum(2 * lengths[index] > longest for index in waiting)
+            rows = min(rows, count)
+            if _places(rows, count) * longest > cached_tokens:
+                rows = max(1, cached_tokens // longest - 1)
+        groups.append(_Group(sorted(waiting[:count]), rows))
+        waiting = waiting[count:]
+    return groups
+
+
+def _places(rows: int, prompts: int) -> int:
+    """In the cache: one for each row, and one for the prompt taken last where others follow."""
+    return rows + (prompts > rows)
+
 
 @dataclass
 class _Row:
     index: int
     prompt: list[int]
-    uniforms: list[float]
-    response: list[int] = field(default_factory=list)
+    seed: int | None
+    uniforms: list[float] = field(default_factory=list[float])
+    """Drawn once the row is admitted: a list for all prompts would be the largest thing here."""
+    response: list[int] = field(default_factory=list[int])
     is_spoiled: bool = False
     """Whether something in it is no number any more: what is masked counts 0 times that, which is none either."""
 
@@ -31,7 +101,10 @@ class _Row:
 
 
 class Engine:
-    """Room for `batch_size` rows of the longest prompt and `max_new_tokens`, and one for the prompt taken last."""
+    """Room for `batch_size` rows of the longest prompt and `max_new_tokens`, and one for the prompt taken last.
+
+    Made for one `run`. Prompts have a token at least, and max_new_tokens is 1 at least.
+    """
 
     def __init__(
         self,
@@ -45,17 +118,16 @@ class Engine:
     ) -> None:
         self._decoder, self._drawing = decoder, drawing
         self._max_new_tokens, self._stop_when = max_new_tokens, stop_when
-        draws: list[list[float]] = [[]] * len(prompts)
-        if seeds is not None:
-            draws = [uniforms(seed, max_new_tokens).tolist() for seed in seeds]
-        rows = [_Row(index, list(prompt), draws[index]) for index, prompt in enumerate(prompts)]
+        rows = [
+            _Row(index, list(prompt), None if seeds is None else seeds[index]) for index, prompt in enumerate(prompts)
+        ]
         self._waiting = sorted(rows, key=lambda row: row.prompt, reverse=True)  # taken from the end
         self._active: list[_Row] = []
         self._room = min(batch_size, len(rows))
         self._last_prompt: list[int] = []
         length = max(len(row.prompt) for row in rows) + max_new_tokens
         self._rotations = decoder.rotations(length)
-        self._cache = decoder.cache(self._room + 1, length)
+        self._cache = decoder.cache(_places(self._room, len(rows)), length)
         self._logits_NV = torch.empty(self._room, len(decoder.head.weight), device=decoder.device)
         self._responses: list[list[int]] = [[] for _ in rows]
 
@@ -76,6 +148,9 @@ class Engine:
         """Compute the prompts of `rows` into the free places, and draw their first tokens."""
         first = len(self._active)
         self._active += rows
+        for row in rows:
+            if row.seed is not None:
+                row.uniforms = uniforms(row.seed, self._max_new_tokens).tolist()
         hidden_NH = self._prompt_states(rows, first)
         if self._waiting:
             self._last_prompt = rows[-1].prompt
@@ -99,7 +174,7 @@ class Engine:
                     break
             before, source = row.prompt, place
         last: list[Tensor] = []
-        for group in _groups(pieces):
+        for group in _prefills(pieces):
             hidden_NH = self._decoder.prefill(group, self._cache, self._rotations)
             end = 0
             for piece in group:
@@ -144,8 +219,8 @@ class Engine:
                 self._cache.clear_row(len(self._active))
 
 
-def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Pieces in their order, `LONGEST_PREFILL` tokens at most in one group."""
+def _prefills(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces in their order, `LONGEST_PREFILL` tokens at most in one prefill."""
     groups: list[list[Piece]] = []
     room = 0
     for piece in pieces:

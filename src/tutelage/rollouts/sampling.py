@@ -13,9 +13,9 @@ from torch import nn
 
 from tutelage.models import inference_mode_of
 from tutelage.rollouts.drawing import Drawing
-from tutelage.rollouts.engine import Engine
-from tutelage.rollouts.general import generate_generally
-from tutelage.rollouts.reading import read_decoder
+from tutelage.rollouts.engine import generate_by_decoder
+from tutelage.rollouts.fallback import generate_by_transformers
+from tutelage.rollouts.supported_models import read_decoder
 
 
 def rollout_seed(*identity: int) -> int:
@@ -40,9 +40,10 @@ def generate(
 ) -> list[list[int]]:
     """One response per prompt, as token ids, the end-of-turn token included where the model produced one.
 
-    At most `batch_size` rows at a time, each with room in the key-value cache for the longest prompt and
-    `max_new_tokens`. A model that `reading.py` knows is sampled by this project's own decoder, which reads the
-    model's tensors and writes none; every other one by `transformers`.
+    At most `batch_size` rows at a time. A model that `supported_models.py` knows is sampled by this project's own
+    decoder, which reads the model's tensors and writes none; every other one by `transformers`, and the log says why.
+    Each row has room in the key-value cache for the longest prompt and `max_new_tokens`. Where that would take more
+    than `engine.CACHE_BYTES`, long and short prompts are sampled one after the other, the long ones in fewer rows.
 
     In evaluation mode, without gradients; every module's mode is restored, also when generation raises.
     temperature 0 is greedy; otherwise `seeds` has one seed per prompt.
@@ -53,15 +54,28 @@ def generate(
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {0 if seeds is None else len(seeds)}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} leaves no row to sample; pass 1 or more")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no token to sample; pass 1 or more")
+    if not all(prompts):
+        empty = [len(prompt) for prompt in prompts].index(0)
+        raise ValueError(f"prompt {empty} (from 0) has no token for a response to follow; begin it with bos")
     if not prompts:
         return []
     drawing = Drawing(temperature, top_p, stop_ids, min_new_tokens)
     used_seeds = None if drawing.is_greedy else seeds
     with inference_mode_of(model):
-        decoder = read_decoder(model) if all(prompts) and max_new_tokens > 0 else None
+        decoder = read_decoder(model)
         if decoder is not None:
-            return Engine(decoder, prompts, used_seeds, drawing, max_new_tokens, batch_size, stop_when).run()
-        return generate_generally(
+            return generate_by_decoder(
+                decoder,
+                prompts,
+                used_seeds,
+                drawing,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                stop_when=stop_when,
+            )
+        return generate_by_transformers(
             model,
             prompts,
             used_seeds,

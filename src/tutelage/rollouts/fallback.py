@@ -1,4 +1,4 @@
-"""Sampling with `transformers`' own `generate`: the way for every model that `reading.py` does not know."""
+"""Sampling with `transformers`' own `generate`: the way for every model that our own decoder is not known to be."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,7 +19,7 @@ from tutelage.models import shared_tokens, takes_trees, unwrapped
 from tutelage.rollouts.drawing import Drawing, uniforms
 
 
-def generate_generally(
+def generate_by_transformers(
     model: nn.Module,
     prompts: Sequence[list[int]],
     seeds: Sequence[int] | None,
