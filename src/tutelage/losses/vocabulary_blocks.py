@@ -182,7 +182,11 @@ class BlockedChunk(ABC):
         """Take the gradient to the block's logits, each row times its scale, on to weight and bias."""
         if self.sums.weight is not None:
             scaled_nD = self.hidden_nD * scale_n.unsqueeze(-1)
-            block.entries(self.sums.weight).baddbmm_(gradient_pnw.mT, scaled_nD.expand(block.pieces, *scaled_nD.shape))
+            factors = gradient_pnw.mT, scaled_nD.expand(block.pieces, *scaled_nD.shape)
+            if self.sums.weight_holds_sum:
+                block.entries(self.sums.weight).baddbmm_(*factors)
+            else:
+                torch.bmm(*factors, out=block.entries(self.sums.weight))
         if self.sums.bias is not None:
             block.entries(self.sums.bias).add_(scale_n @ gradient_pnw)
 
@@ -206,6 +210,7 @@ def go_through(chunks: Iterable[BlockedChunk], blocks: list[Block]) -> Iterator[
             if chunk is not None:
                 chunk.measure(number, block)
         if before is not None:
+            before.sums.weight_holds_sum = True
             before.finish()
         if chunk is not None:
             concluded = chunk.conclude()
