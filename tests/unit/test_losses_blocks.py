@@ -304,6 +304,18 @@ def test_memory_does_not_grow_with_threads(work, most, threads, monkeypatch):
     assert 4 * recorder.largest <= 2**24
 
 
+def test_one_sum_for_all_threads_equals_one_for_each(monkeypatch, verdicts):
+    """Three threads, float64: the gradient to the hidden states as dense, with room for one sum only."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(vocabulary_blocks, "MAX_SUM_BYTES", 8 * POSITIONS * HIDDEN)
+    hidden, teacher = leaf(POSITIONS, HIDDEN, seed=37), random(POSITIONS, HIDDEN, seed=38)
+    weight = random(VOCABULARY, HIDDEN, seed=39)
+    measured = linear_divergence(hidden, teacher, weight)
+    dense = reverse_kl(hidden @ weight.T, teacher @ weight.T).mean()
+    assert_close(value_and_gradients(measured, hidden), value_and_gradients(dense, hidden), atol=1e-12, rtol=1e-10)
+    assert verdicts == [True]
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_statistics_are_those_of_temperature_1(spec, temperature, verdicts):

@@ -56,8 +56,7 @@ class BlockedDivergence(BlockedChunk):
         spec: Divergence,
         workspace: Workspace,
     ) -> None:
-        super().__init__(head, sums, span, workspace)
-        self.weights_n = weights_N[span].to(head.weight.dtype)
+        super().__init__(head, sums, span, weights_N, workspace)
         self.spec = spec
         self._teacher_head = teacher.head or head
         self._student_nD = head.scaled(self.hidden_nD)
@@ -132,10 +131,8 @@ class BlockedDivergence(BlockedChunk):
             self.head.add_bias(student_pnw, block)
             torch.sub(student_pnw, gap_pnw, out=teacher_pnw)
         else:
-            self.head.product(self._student_nD, block, student_pnw)
-            self.head.add_bias(student_pnw, block)
-            self._teacher_head.product(self._teacher_nD, block, teacher_pnw)
-            self._teacher_head.add_bias(teacher_pnw, block)
+            self.head.logits(self._student_nD, block, student_pnw)
+            self._teacher_head.logits(self._teacher_nD, block, teacher_pnw)
             torch.sub(student_pnw, teacher_pnw, out=gap_pnw)
 
     def conclude(self) -> bool:

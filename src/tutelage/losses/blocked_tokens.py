@@ -33,9 +33,8 @@ class BlockedTokens(BlockedChunk):
         *,
         weighted_by_probability: bool,
     ) -> None:
-        super().__init__(head, sums, span, workspace)
+        super().__init__(head, sums, span, weights_N, workspace)
         self.targets_n = targets_N[span]
-        self.weights_n = weights_N[span].to(head.weight.dtype)
         self.weighted_by_probability = weighted_by_probability
         self._scaled_nD = head.scaled(self.hidden_nD)
         self._places = TokenPlaces(self.targets_n, workspace.blocks)
@@ -46,8 +45,7 @@ class BlockedTokens(BlockedChunk):
 
     def measure(self, number: int, block: Block) -> None:
         tile_pnw = self.workspace.tile(block, self.rows)
-        self.head.product(self._scaled_nD, block, tile_pnw)
-        self.head.add_bias(tile_pnw, block)
+        self.head.logits(self._scaled_nD, block, tile_pnw)
         if self._places.any_inside(number):
             self._take_out_targets(number, block, tile_pnw)
         largest_other_n = row_maxima(tile_pnw)

@@ -27,6 +27,9 @@ do not begin at a multiple of the vector width make slow ones."""
 MAX_BLOCK_BYTES = 2**26
 """Logits of one block for all threads together. Where many threads would take more, they share one smaller tile."""
 
+MAX_SUM_BYTES = 2**25
+"""Sums of a chunk's gradients to its hidden states. Where one for each thread would take more, they share one."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -134,6 +137,11 @@ class BlockedHead:
         if self.bias is not None:
             logits_pnw.add_(block.entries(self.bias).unsqueeze(1), alpha=self.factor)
 
+    def logits(self, scaled_nD: Tensor, block: Block, out_pnw: Tensor) -> None:
+        """factor · (h Wᵀ + b) of the block."""
+        self.product(scaled_nD, block, out_pnw)
+        self.add_bias(out_pnw, block)
+
 
 class BlockedChunk(ABC):
     """A chunk of positions on its way through the blocks: `measure` each, `conclude`, `differentiate` each."""
@@ -143,12 +151,18 @@ class BlockedChunk(ABC):
     stats: Any
     """What was measured beside them, if anything."""
 
-    def __init__(self, head: BlockedHead, sums: GradientSums, span: slice, workspace: Workspace) -> None:
+    def __init__(
+        self, head: BlockedHead, sums: GradientSums, span: slice, weights_N: Tensor, workspace: Workspace
+    ) -> None:
         self.head, self.sums, self.span, self.workspace = head, sums, span, workspace
         hidden_nD = sums.inputs[span]
         self.rows = hidden_nD.shape[0]
+        self.weights_n = weights_N[span].to(head.weight.dtype)
         self.hidden_nD = hidden_nD.detach().to(head.weight.dtype)
-        self._gradient_nD = torch.zeros_like(self.hidden_nD) if sums.hidden is not None else None
+        pieces = workspace.blocks[0].pieces
+        if pieces * self.hidden_nD.numel() * self.hidden_nD.element_size() > MAX_SUM_BYTES:
+            pieces = 1
+        self._gradient_pnD = self.hidden_nD.new_zeros((pieces if sums.hidden is not None else 0, *hidden_nD.shape))
 
     @abstractmethod
     def measure(self, number: int, block: Block) -> None:
@@ -168,15 +182,18 @@ class BlockedChunk(ABC):
 
     def add_to_hidden(self, gradient_pnw: Tensor, block: Block) -> None:
         """Take the gradient to the block's logits on to the hidden states, still to be scaled row by row."""
-        if self._gradient_nD is not None:
-            # Piece by piece into one sum: as fast as a sum for each thread, and no memory for each thread.
-            for gradient_nw, weight_wD in zip(gradient_pnw, block.entries(self.head.weight), strict=True):
-                self._gradient_nD.addmm_(gradient_nw, weight_wD)
+        weight_pwD = block.entries(self.head.weight)
+        if self.sums.hidden is None:
+            return
+        if block.pieces <= self._gradient_pnD.shape[0]:
+            self._gradient_pnD[: block.pieces].baddbmm_(gradient_pnw, weight_pwD)
+            return
+        for gradient_nw, weight_wD in zip(gradient_pnw, weight_pwD, strict=True):
+            self._gradient_pnD[0].addmm_(gradient_nw, weight_wD)
 
     def rescale_hidden(self, factor_n: Tensor) -> None:
         """Multiply what `add_to_hidden` got so far, row by row."""
-        if self._gradient_nD is not None:
-            self._gradient_nD.mul_(factor_n.unsqueeze(-1))
+        self._gradient_pnD.mul_(factor_n.unsqueeze(-1))
 
     def add_to_head(self, gradient_pnw: Tensor, block: Block, scale_n: Tensor) -> None:
         """Take the gradient to the block's logits, each row times its scale, on to weight and bias."""
@@ -192,8 +209,8 @@ class BlockedChunk(ABC):
 
     def set_hidden(self, scale_n: Tensor) -> None:
         """The chunk's gradient to the hidden states is what `add_to_hidden` got, each row times its scale."""
-        if self.sums.hidden is not None and self._gradient_nD is not None:
-            self.sums.hidden[self.span] = self._gradient_nD.mul_(scale_n.unsqueeze(-1))
+        if self.sums.hidden is not None:
+            self.sums.hidden[self.span] = self._gradient_pnD.sum(0).mul_(scale_n.unsqueeze(-1))
 
 
 def go_through(chunks: Iterable[BlockedChunk], blocks: list[Block]) -> Iterator[tuple[BlockedChunk, bool]]:
