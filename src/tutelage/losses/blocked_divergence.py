@@ -82,23 +82,45 @@ class BlockedDivergence(BlockedChunk):
         return tile_pmw[:, : self.rows], tile_pmw[:, self.rows :]
 
     def measure(self, number: int, block: Block) -> None:
-        student_pnw, gap_pnw = self._halves(block)
-        teacher_pnw, spare_pnw, _ = self.workspace.spare_tiles(block, self.rows, self.SPARE_TILES)
+        student_pnw, _ = self._halves(block)
+        teacher_pnw, *_ = self.workspace.spare_tiles(block, self.rows, self.SPARE_TILES)
         self._make_logits(block, teacher_pnw)
-        largest_n = row_maxima(student_pnw), row_maxima(teacher_pnw)
         if self._places is not None and self._places.any_inside(number):
             place = self._places.inside(number, block)
             self._token_logits_2n[0, place[1]] = student_pnw[place]
             self._token_logits_2n[1, place[1]] = teacher_pnw[place]
-        if self._own_sums:
-            self._measure_at_temperature_1(block, largest_n)
-        measured, kind = self._places is not None and not self._own_sums, self.spec.kind
-        for sums, logits_pnw, top_n in zip(
-            (self._student, self._teacher), (student_pnw, teacher_pnw), largest_n, strict=True
-        ):
-            sums.meet(top_n)
-            logits_pnw.sub_(sums.reference_n.unsqueeze(-1))
+        # Maxima are two more passes over the tiles, for what hardly ever happens: the sums tell it too.
+        if number == 0:
+            self._meet(student_pnw, teacher_pnw)
+        else:
+            for sums in self._all_sums():
+                sums.stay()
+        self._add_up(block)
+        if any(sums.was_too_low() for sums in self._all_sums()):
+            for sums in self._all_sums():
+                sums.forget_block()
+            self._make_logits(block, teacher_pnw)
+            self._meet(student_pnw, teacher_pnw)
+            self._add_up(block)
 
+    def _all_sums(self) -> list[ExponentialSums]:
+        return [self._student, self._teacher, *(self._measured if self._own_sums else ())]
+
+    def _meet(self, student_pnw: Tensor, teacher_pnw: Tensor) -> None:
+        for number, logits_pnw in enumerate((student_pnw, teacher_pnw)):
+            largest_n = row_maxima(logits_pnw)
+            (self._student, self._teacher)[number].meet(largest_n)
+            if self._own_sums:
+                self._measured[number].meet(largest_n * self.spec.temperature)
+
+    def _add_up(self, block: Block) -> None:
+        student_pnw, gap_pnw = self._halves(block)
+        teacher_pnw, spare_pnw, _ = self.workspace.spare_tiles(block, self.rows, self.SPARE_TILES)
+        if self._own_sums:
+            self._measure_at_temperature_1(block)
+        measured, kind = self._places is not None and not self._own_sums, self.spec.kind
+        student_pnw.sub_(self._student.reference_n.unsqueeze(-1))
+        teacher_pnw.sub_(self._teacher.reference_n.unsqueeze(-1))
         _exponentiate(self._teacher, teacher_pnw, spare_pnw if measured else None)
         if measured or kind == "forward_kl":
             self._teacher.add(torch.mul(teacher_pnw, gap_pnw, out=spare_pnw), "gap")
@@ -113,12 +135,11 @@ class BlockedDivergence(BlockedChunk):
         if kind == "forward_kl":
             gap_pnw.copy_(teacher_pnw)
 
-    def _measure_at_temperature_1(self, block: Block, largest_n: tuple[Tensor, Tensor]) -> None:
+    def _measure_at_temperature_1(self, block: Block) -> None:
         """What the statistics need of the block, whose logits are those of the loss; they stay as they are."""
         student_pnw, gap_pnw = self._halves(block)
         teacher_pnw, *spare = self.workspace.spare_tiles(block, self.rows, self.SPARE_TILES)
-        for sums, logits_pnw, top_n in zip(self._measured, (student_pnw, teacher_pnw), largest_n, strict=True):
-            sums.meet(top_n * self.spec.temperature)
+        for sums, logits_pnw in zip(self._measured, (student_pnw, teacher_pnw), strict=True):
             logits_pnw = torch.mul(logits_pnw, self.spec.temperature, out=spare[0])
             _exponentiate(sums, logits_pnw.sub_(sums.reference_n.unsqueeze(-1)), spare[1])
             sums.add(logits_pnw.mul_(gap_pnw), "gap")

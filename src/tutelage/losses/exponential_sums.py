@@ -4,6 +4,7 @@ The exponentials are taken relative to a reference, which is about the largest l
 summed up, and where the exponentials are kept, is elsewhere.
 """
 
+import math
 from collections import defaultdict
 
 import torch
@@ -34,8 +35,8 @@ def rescaled_(exponentials_pnw: Tensor, factor_n: Tensor) -> Tensor:
 class ExponentialSums:
     """Σ e^(z − reference) of each row, and Σ e^(z − reference) · x for other x, in one part for each block.
 
-    Each block begins with `meet`. A reference that rises leaves what older blocks have made as it is: `fall` says
-    by how much those are relative to a lower one. It rises by more than `largest_rise` if at all, so seldom.
+    Each block begins with `meet` or `stay`. A reference that rises leaves what older blocks have made as it is: `fall`
+    says by how much those are relative to a lower one. It rises by more than `largest_rise` if at all, so seldom.
     """
 
     def __init__(self, largest_rise: float = LARGEST_RISE) -> None:
@@ -55,6 +56,20 @@ class ExponentialSums:
             return (reference_n - self.reference_n).exp()
         self._references.append(reference_n)
         return None
+
+    def stay(self) -> None:
+        """Instead of `meet`: the block keeps the reference, to be asked afterwards whether that `was_too_low`."""
+        self._references.append(self.reference_n)
+
+    def was_too_low(self) -> bool:
+        """Whether the sums of the last block are so large that it should have risen."""
+        # The sum of e¹⁶ = 9 million exponentials: in a block with fewer entries, one of them is above the rise.
+        return bool((self._parts["1"][-1] > math.exp(self._largest_rise + 16.0)).any())
+
+    def forget_block(self) -> None:
+        """Leave out the last block, which will be added again."""
+        for parts in (self._references, *self._parts.values()):
+            parts.pop()
 
     @property
     def reference_n(self) -> Tensor:
