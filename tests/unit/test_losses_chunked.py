@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.recorder import Recorder
 from tutelage.errors import ConfigError, ShapeError
 from tutelage.losses import (
     Divergence,
@@ -26,6 +26,7 @@ from tutelage.losses import (
     reverse_kl,
     token_objective,
 )
+from tutelage.losses.known_gradient import attach_gradients
 
 BATCH, POSITIONS, HIDDEN, VOCABULARY = 3, 5, 4, 11
 CHUNK_SIZES = [1, 3, 15, 1000, None]
@@ -74,35 +75,6 @@ def loss_and_gradients(loss, *tensors):
 def head_tensors(bias=False, **options):
     weight = leaf(VOCABULARY, HIDDEN, seed=1)
     return weight, leaf(VOCABULARY, seed=2) if bias else None, options
-
-
-class Recorder(TorchDispatchMode):
-    """Counts matrix products and multiplications in them, and remembers the largest tensor any operation returned."""
-
-    factors = {  # noqa: RUF012 - a table: where an operation's two factors are among its arguments
-        torch.ops.aten.mm.default: 0,
-        torch.ops.aten.addmm.default: 1,
-        torch.ops.aten.bmm.default: 0,
-        torch.ops.aten.bmm.out: 0,
-        torch.ops.aten.baddbmm_.default: 1,
-    }
-
-    def __init__(self):
-        super().__init__()
-        self.largest = 0
-        self.products = 0
-        self.multiplications = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        if func in self.factors:
-            left, right = args[self.factors[func] :][:2]
-            self.products += 1
-            self.multiplications += left.numel() * right.shape[-1]
-        return result
 
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
@@ -470,6 +442,40 @@ def test_backward_twice_gives_the_same_gradient():
     second = torch.autograd.grad(2 * loss, (hidden, weight))
     assert_close([2 * gradient for gradient in first], list(second), atol=0, rtol=0)
     assert first[1].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_a_known_gradient_is_given_away_unless_the_graph_is_retained(factor):
+    """(1, 2, 3) · factor in the memory that was handed over; with a retained graph three passes add up to thrice it."""
+    parameter, expected = torch.zeros(3, requires_grad=True), factor * torch.tensor([1.0, 2.0, 3.0])
+    gradient = torch.tensor([1.0, 2.0, 3.0])
+    address = gradient.data_ptr()
+    loss = factor * attach_gradients(torch.tensor(7.0), [(parameter, gradient)])
+    del gradient
+    loss.backward()
+    assert torch.equal(parameter.grad, expected)
+    assert parameter.grad.data_ptr() == address
+    parameter.grad = None
+    loss = factor * attach_gradients(torch.tensor(7.0), [(parameter, torch.tensor([1.0, 2.0, 3.0]))])
+    for retained in (True, True, False):
+        loss.backward(retain_graph=retained)
+    assert torch.equal(parameter.grad, 3 * expected)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_the_weight_gradient_does_not_depend_on_what_memory_held(softcap, monkeypatch):
+    """Fresh memory full of NaN: as dense, by blocks and by rows, and zeros where there are no positions."""
+    hidden, weight = leaf(2, 6, HIDDEN, seed=59), leaf(VOCABULARY, HIDDEN, seed=60)
+    labels = random_tokens(2, 6, seed=61)
+    expected = loss_and_gradients(nll_loss(plain_logits(hidden, weight, softcap=softcap), labels), hidden, weight)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(math.nan))
+    measured = loss_and_gradients(
+        linear_nll_loss(hidden, weight, labels, chunk_size=3, softcap=softcap), hidden, weight
+    )
+    assert_close(measured, expected)
+    nothing = linear_nll_loss(hidden, weight, torch.full((2, 6), -100), softcap=softcap)
+    assert torch.equal(torch.autograd.grad(nothing, weight)[0], torch.zeros(VOCABULARY, HIDDEN, dtype=torch.float64))
 
 
 def test_errors_name_value_and_remedy():

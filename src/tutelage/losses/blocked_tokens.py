@@ -10,20 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from tutelage.losses.exponential_sums import ExponentialSums, exponentials_, rescaled_, row_maxima
 from tutelage.losses.gradient_sums import GradientSums
 from tutelage.losses.statistics import TokenStats
-from tutelage.losses.vocabulary_blocks import (
-    LARGEST_SUM,
-    Block,
-    BlockedChunk,
-    BlockedHead,
-    TokenPlaces,
-    Workspace,
-    exponentials_,
-    row_maxima,
-    row_sums,
-    summed,
-)
+from tutelage.losses.vocabulary_blocks import Block, BlockedChunk, BlockedHead, TokenPlaces, Workspace
 
 
 class BlockedTokens(BlockedChunk):
@@ -43,55 +33,70 @@ class BlockedTokens(BlockedChunk):
         *,
         weighted_by_probability: bool,
     ) -> None:
-        super().__init__(head, sums, span, workspace)
+        super().__init__(head, sums, span, weights_N, workspace)
         self.targets_n = targets_N[span]
-        self.weights_n = weights_N[span].to(head.weight.dtype)
         self.weighted_by_probability = weighted_by_probability
         self._scaled_nD = head.scaled(self.hidden_nD)
         self._places = TokenPlaces(self.targets_n, workspace.blocks)
         self._target_n = self._scaled_nD.new_zeros(self.rows)
-        self._largest_n = self._scaled_nD.new_full((self.rows,), -math.inf)
-        self._others: list[Tensor] = []
+        self._largest_other_n = self._scaled_nD.new_full((self.rows,), -math.inf)
+        self._first_n = torch.ones_like(self.targets_n, dtype=torch.bool)
+        self._others = ExponentialSums()
 
     def measure(self, number: int, block: Block) -> None:
         tile_pnw = self.workspace.tile(block, self.rows)
-        self.head.product(self._scaled_nD, block, tile_pnw)
-        self.head.add_bias(tile_pnw, block)
-        torch.maximum(self._largest_n, row_maxima(tile_pnw), out=self._largest_n)
-        if number == 0:
-            self._reference_n = self._largest_n.clone()
+        self.head.logits(self._scaled_nD, block, tile_pnw)
         if self._places.any_inside(number):
-            place = self._places.inside(number, block)
-            self._target_n[place[1]] = tile_pnw[place]
-            tile_pnw[place] = -math.inf
-        exponentials_(tile_pnw.sub_(self._reference_n.unsqueeze(-1)))
-        self._others.append(row_sums(tile_pnw))
+            self._take_out_targets(number, block, tile_pnw)
+        largest_other_n = row_maxima(tile_pnw)
+        torch.maximum(self._largest_other_n, largest_other_n, out=self._largest_other_n)
+        factor_n = self._others.meet(largest_other_n)
+        if factor_n is not None:
+            self.rescale_hidden(factor_n)
+        self._others.add(exponentials_(tile_pnw.sub_(self._others.reference_n.unsqueeze(-1))))
         self.add_to_hidden(tile_pnw, block)
 
+    def _take_out_targets(self, number: int, block: Block, tile_pnw: Tensor) -> None:
+        """Note the logits of the block's targets, and whether an earlier entry is as large: argmax would take that."""
+        piece_k, row_k, column_k = self._places.inside(number, block)
+        target_k = tile_pnw[piece_k, row_k, column_k]
+        tile_pnw[piece_k, row_k, column_k] = -math.inf
+        rows_kS = tile_pnw[:, row_k].transpose(0, 1).flatten(1)
+        later_kS = torch.arange(rows_kS.shape[1]) > (self.targets_n[row_k] - block.start).unsqueeze(-1)
+        earlier_k = torch.maximum(rows_kS.masked_fill_(later_kS, -math.inf).amax(-1), self._largest_other_n[row_k])
+        self._target_n[row_k] = target_k
+        self._first_n[row_k] = target_k > earlier_k
+
     def conclude(self) -> bool:
-        others_n = summed(self._others)
-        excess_n = self._reference_n + others_n.log() - self._target_n
+        others_n = self._others.total()
+        excess_n = self._others.log_total() - self._target_n
         nll_n = torch.logaddexp(excess_n, torch.zeros_like(excess_n))
         probability_n = excess_n.neg().sigmoid()
-        self.stats = TokenStats(nll_n, probability_n, self._target_n >= self._largest_n)
+        correct_n = self._first_n & (self._target_n >= self._largest_other_n)
+        self.stats = TokenStats(nll_n, probability_n, correct_n)
         weight_n = self.head.factor * self.weights_n
         self.value_n = nll_n
         if self.weighted_by_probability:
             self.value_n = probability_n * nll_n
             weight_n = weight_n * probability_n
-        self._scale_n = weight_n / (others_n + (self._target_n - self._reference_n).exp())
+        # 1 − p, shared out among the others.
         self._target_scale_n = weight_n * excess_n.sigmoid()
-        return bool((nll_n.isfinite() & (others_n < LARGEST_SUM)).all())
+        self._scale_n = torch.where(others_n > 0, self._target_scale_n / others_n, 0.0)
+        return bool(nll_n.isfinite().all())
 
-    def differentiate(self, block: Block) -> None:
+    def differentiate(self, number: int, block: Block) -> None:
         if self.sums.of_head:
-            self.add_to_head(self.workspace.tile(block, self.rows), block, self._scale_n)
+            tile_pnw = self.workspace.tile(block, self.rows)
+            fall_n = self._others.fall(number)
+            if fall_n is not None:
+                rescaled_(tile_pnw, fall_n.exp())
+            self.add_to_head(tile_pnw, block, self._scale_n)
 
     def finish(self) -> None:
         target_scale_n1 = self._target_scale_n.unsqueeze(-1)
         if self.sums.hidden is not None:
-            at_target_nD = self.head.weight[self.targets_n].mul_(target_scale_n1)
-            self.sums.hidden[self.span] = self.hidden_gradient(self._scale_n).sub_(at_target_nD)
+            self.set_hidden(self._scale_n)
+            self.sums.hidden[self.span] -= self.head.weight[self.targets_n].mul_(target_scale_n1)
         if self.sums.weight is not None:
             self.sums.weight.index_add_(0, self.targets_n, self.hidden_nD * target_scale_n1, alpha=-1)
         if self.sums.bias is not None:

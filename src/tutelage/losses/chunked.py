@@ -206,7 +206,6 @@ def _divergence(
         and can_go_by_blocks(teacher_head)
         and student_head.weight.dtype == teacher_head.weight.dtype
         and divergence.estimator == "full"
-        and not (measured and divergence.temperature != 1.0)
     ):
 
         def chunks(sums: GradientSums, spans: list[slice], workspace: Workspace) -> Iterator[BlockedDivergence]:
@@ -284,7 +283,7 @@ def _go_by_blocks(sums: GradientSums, by_blocks: _ByBlocks, spans: list[slice]) 
         sums.head.vocabulary,
         rows * by_blocks.sides,
         keeps=by_blocks.keeps_tiles,
-        spare_rows=2 * rows if by_blocks.sides == 2 else 0,
+        spare_rows=BlockedDivergence.SPARE_TILES * rows if by_blocks.sides == 2 else 0,
     )
     return go_through(by_blocks.chunks(sums, spans, workspace), workspace.blocks)
 

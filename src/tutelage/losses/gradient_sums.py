@@ -20,15 +20,23 @@ class GradientSums:
     head: AnyHead
     hidden: Tensor | None
     weight: Tensor | None
+    """Not yet filled until `weight_holds_sum`: the first chunk by blocks writes it, without reading zeros."""
     bias: Tensor | None
+    weight_holds_sum: bool = False
 
     @classmethod
     def for_trained(cls, hidden_ND: Tensor, head: AnyHead) -> "GradientSums":
-        """Zeros for whatever requires grad, nothing at all where gradients are disabled."""
+        """Memory for whatever requires grad, nothing at all where gradients are disabled."""
         weight_VD, bias_V = (head.weight, head.bias) if isinstance(head, Head) else (None, None)
         return cls(
-            hidden_ND, head, _zeros_if_trained(hidden_ND), _zeros_if_trained(weight_VD), _zeros_if_trained(bias_V)
+            hidden_ND, head, _zeros_if_trained(hidden_ND), _empty_if_trained(weight_VD), _zeros_if_trained(bias_V)
         )
+
+    def fill_weight(self) -> None:
+        """Zeros, if nothing was written yet."""
+        if self.weight is not None and not self.weight_holds_sum:
+            self.weight.zero_()
+        self.weight_holds_sum = True
 
     @property
     def any(self) -> bool:
@@ -56,10 +64,12 @@ class GradientSums:
         if self.hidden is not None:
             self.hidden[span] = gradient_nV @ weight_VD
         if self.weight is not None:
+            self.fill_weight()
             self.weight += gradient_nV.mT @ self.inputs[span].masked_fill(left_out_n1, 0.0).to(weight_VD.dtype)
 
     def known(self) -> list[tuple[Tensor, Tensor]]:
         """The (tensor, gradient) pairs of what is trained."""
+        self.fill_weight()
         pairs = [(self.inputs, self.hidden)]
         if isinstance(self.head, Head):
             pairs.append((self.head.weight, self.weight))
@@ -69,6 +79,11 @@ class GradientSums:
 
 
 def _zeros_if_trained(tensor: Tensor | None) -> Tensor | None:
+    sums = _empty_if_trained(tensor)
+    return None if sums is None else sums.zero_()
+
+
+def _empty_if_trained(tensor: Tensor | None) -> Tensor | None:
     if tensor is None or not (torch.is_grad_enabled() and tensor.requires_grad):
         return None
-    return torch.zeros(tensor.shape, dtype=compute_dtype(tensor.dtype), device=tensor.device)
+    return torch.empty(tensor.shape, dtype=compute_dtype(tensor.dtype), device=tensor.device)

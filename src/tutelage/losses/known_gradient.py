@@ -16,7 +16,8 @@ def attach_gradients(value: Tensor, known: Sequence[tuple[Tensor, Tensor]]) -> T
 
     A gradient is shaped like its tensor, whose first axes are the axes of `value` if it has any: a scalar goes with
     every gradient, values [N] with [N, V], row by row. It is scaled in its own precision and returned in the
-    tensor's dtype. Cannot be differentiated twice.
+    tensor's dtype. Cannot be differentiated twice. The gradients are given away: unless the graph is retained, the
+    backward pass scales them where they are, and a parameter's `grad` may be that very memory.
     """
     if not known:
         return value
@@ -34,8 +35,28 @@ class _KnownGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        retained = _graph_is_retained()
         scaled = [
-            (gradient * grad.reshape(grad.shape + (1,) * (gradient.ndim - grad.ndim))).to(dtype)
+            _scaled(gradient, grad, in_place=not retained).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return None, None, *scaled
+
+
+def _scaled(gradient: Tensor, grad: Tensor, *, in_place: bool) -> Tensor:
+    if not in_place:
+        return gradient * _columns(grad, gradient)
+    # Asking a number of a GPU would wait for it.
+    if grad.ndim == 0 and grad.device.type == "cpu" and grad == 1:
+        return gradient
+    return gradient.mul_(_columns(grad, gradient))
+
+
+def _columns(grad: Tensor, gradient: Tensor) -> Tensor:
+    return grad.reshape(grad.shape + (1,) * (gradient.ndim - grad.ndim))
+
+
+def _graph_is_retained() -> bool:
+    """Whether this backward pass may be followed by another; True where PyTorch does not say."""
+    ask: Any = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue,reportUnknownMemberType,reportUnknownArgumentType] - nothing public says it
+    return True if ask is None else bool(ask())

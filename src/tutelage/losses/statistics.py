@@ -19,7 +19,7 @@ class TokenStats(NamedTuple):
     probability: Tensor
     """p_t."""
     correct: Tensor
-    """Whether no token is more likely than the target (bool)."""
+    """Whether the target is the argmax, the first of the most likely tokens (bool)."""
 
 
 class DivergenceStats(NamedTuple):
@@ -49,7 +49,7 @@ def measure_tokens(logp_NV: Tensor, targets_N: Tensor) -> TokenStats:
     return TokenStats(
         nll=-target_logp_N,
         probability=target_logp_N.exp(),
-        correct=target_logp_N >= logp_NV.amax(-1),
+        correct=logp_NV.argmax(-1) == targets_N,
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tutelage.losses.gradient_sums import GradientSums
 from tutelage.losses.head import AnyHead, Head
@@ -25,12 +24,11 @@ MIN_TILE_WIDTH = 512
 """Vocabulary entries one thread takes of a block, or a multiple: fewer make small products, and rows of a tile that
 do not begin at a multiple of the vector width make slow ones."""
 
-SMALLEST_EXPONENTIAL = 1e-28
-"""An exponential below it (e⁻⁶⁴ of its reference) counts as 0. No float64 sum notices, and the products that
-follow would become denormal numbers, with which a matrix product takes up to 200 times as long."""
+MAX_BLOCK_BYTES = 2**26
+"""Logits of one block for all threads together. Where many threads would take more, they share one smaller tile."""
 
-LARGEST_SUM = 1e30
-"""A sum of exponentials above it says that their reference is too low; products with it could overflow."""
+MAX_SUM_BYTES = 2**25
+"""Sums of a chunk's gradients to its hidden states. Where one for each thread would take more, they share one."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,21 @@ class Block:
         return memory[first : first + rows * size].view(self.pieces, rows, size // self.pieces)
 
 
-def vocabulary_blocks(vocabulary: int, rows: int, device: torch.device) -> list[Block]:
-    """Blocks that cover the vocabulary, for tiles of `rows` rows; the last one is the smallest."""
-    pieces = torch.get_num_threads() if device.type == "cpu" else 1
-    width = TILE_ELEMENTS // max(rows, 1) // MIN_TILE_WIDTH * MIN_TILE_WIDTH
-    size = pieces * max(width, MIN_TILE_WIDTH)
+def vocabulary_blocks(vocabulary: int, rows: int, like: Tensor) -> list[Block]:
+    """Blocks that cover the vocabulary, for tiles of `rows` rows of the dtype of `like`; the last is the smallest."""
+    rows, pieces = max(rows, 1), torch.get_num_threads()
+    size = pieces * _whole_width(TILE_ELEMENTS // rows)
+    if size * rows * like.element_size() > MAX_BLOCK_BYTES:
+        pieces, size = 1, _whole_width(MAX_BLOCK_BYTES // (rows * like.element_size()))
     blocks: list[Block] = []
     for start in range(0, vocabulary, size):
         stop = min(start + size, vocabulary)
         blocks.append(Block(start, stop, pieces if (stop - start) % pieces == 0 else 1))
     return blocks
+
+
+def _whole_width(entries: int) -> int:
+    return max(entries // MIN_TILE_WIDTH, 1) * MIN_TILE_WIDTH
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Workspace:
     @classmethod
     def for_tiles(cls, like: Tensor, vocabulary: int, rows: int, *, keeps: bool, spare_rows: int = 0) -> "Workspace":
         """For tiles of `rows` rows, and besides `spare_rows` rows of one block, with dtype and device of `like`."""
-        blocks = vocabulary_blocks(vocabulary, rows, like.device)
+        blocks = vocabulary_blocks(vocabulary, rows, like)
         memory = like.new_empty(rows * (vocabulary if keeps else blocks[0].stop))
         return cls(blocks, memory, like.new_empty(spare_rows * blocks[0].stop), keeps)
 
@@ -91,12 +94,14 @@ class Workspace:
 
 
 def can_go_by_blocks(head: AnyHead) -> bool:
-    """Whether the head is one that this module knows: float32 or float64 throughout, without a soft-cap.
+    """Whether the head is one that this module knows: float32 or float64 on the CPU throughout, without a soft-cap.
 
-    With half precision, or under autocast, sums over blocks would be rounded once for each block.
+    With half precision, or under autocast, sums over blocks would be rounded once for each block. On other devices
+    nobody has measured it: tiles are made for a core's cache, and each block asks for a number, which a GPU waits for.
     """
     return (
         isinstance(head, Head)
+        and head.weight.device.type == "cpu"
         and head.softcap is None
         and head.weight.dtype in (torch.float32, torch.float64)
         and (head.bias is None or head.bias.dtype == head.weight.dtype)
@@ -132,6 +137,11 @@ class BlockedHead:
         if self.bias is not None:
             logits_pnw.add_(block.entries(self.bias).unsqueeze(1), alpha=self.factor)
 
+    def logits(self, scaled_nD: Tensor, block: Block, out_pnw: Tensor) -> None:
+        """factor · (h Wᵀ + b) of the block."""
+        self.product(scaled_nD, block, out_pnw)
+        self.add_bias(out_pnw, block)
+
 
 class BlockedChunk(ABC):
     """A chunk of positions on its way through the blocks: `measure` each, `conclude`, `differentiate` each."""
@@ -141,13 +151,18 @@ class BlockedChunk(ABC):
     stats: Any
     """What was measured beside them, if anything."""
 
-    def __init__(self, head: BlockedHead, sums: GradientSums, span: slice, workspace: Workspace) -> None:
+    def __init__(
+        self, head: BlockedHead, sums: GradientSums, span: slice, weights_N: Tensor, workspace: Workspace
+    ) -> None:
         self.head, self.sums, self.span, self.workspace = head, sums, span, workspace
         hidden_nD = sums.inputs[span]
         self.rows = hidden_nD.shape[0]
+        self.weights_n = weights_N[span].to(head.weight.dtype)
         self.hidden_nD = hidden_nD.detach().to(head.weight.dtype)
-        pieces = workspace.blocks[0].pieces if sums.hidden is not None else 0
-        self._gradient_pnD = self.hidden_nD.new_zeros((pieces, *hidden_nD.shape))
+        pieces = workspace.blocks[0].pieces
+        if pieces * self.hidden_nD.numel() * self.hidden_nD.element_size() > MAX_SUM_BYTES:
+            pieces = 1
+        self._gradient_pnD = self.hidden_nD.new_zeros((pieces if sums.hidden is not None else 0, *hidden_nD.shape))
 
     @abstractmethod
     def measure(self, number: int, block: Block) -> None:
@@ -155,11 +170,11 @@ class BlockedChunk(ABC):
 
     @abstractmethod
     def conclude(self) -> bool:
-        """The losses from the sums over all blocks. False if a position is not finite, or too large for this way."""
+        """The losses from the sums over all blocks. False if a position is not finite."""
 
     @abstractmethod
-    def differentiate(self, block: Block) -> None:
-        """The gradients that had to wait for the sums."""
+    def differentiate(self, number: int, block: Block) -> None:
+        """The gradients of block `number` that had to wait for the sums."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -167,20 +182,35 @@ class BlockedChunk(ABC):
 
     def add_to_hidden(self, gradient_pnw: Tensor, block: Block) -> None:
         """Take the gradient to the block's logits on to the hidden states, still to be scaled row by row."""
-        if self.sums.hidden is not None:
-            self._gradient_pnD[: block.pieces].baddbmm_(gradient_pnw, block.entries(self.head.weight))
+        weight_pwD = block.entries(self.head.weight)
+        if self.sums.hidden is None:
+            return
+        if block.pieces <= self._gradient_pnD.shape[0]:
+            self._gradient_pnD[: block.pieces].baddbmm_(gradient_pnw, weight_pwD)
+            return
+        for gradient_nw, weight_wD in zip(gradient_pnw, weight_pwD, strict=True):
+            self._gradient_pnD[0].addmm_(gradient_nw, weight_wD)
+
+    def rescale_hidden(self, factor_n: Tensor) -> None:
+        """Multiply what `add_to_hidden` got so far, row by row."""
+        self._gradient_pnD.mul_(factor_n.unsqueeze(-1))
 
     def add_to_head(self, gradient_pnw: Tensor, block: Block, scale_n: Tensor) -> None:
         """Take the gradient to the block's logits, each row times its scale, on to weight and bias."""
         if self.sums.weight is not None:
             scaled_nD = self.hidden_nD * scale_n.unsqueeze(-1)
-            block.entries(self.sums.weight).baddbmm_(gradient_pnw.mT, scaled_nD.expand(block.pieces, *scaled_nD.shape))
+            factors = gradient_pnw.mT, scaled_nD.expand(block.pieces, *scaled_nD.shape)
+            if self.sums.weight_holds_sum:
+                block.entries(self.sums.weight).baddbmm_(*factors)
+            else:
+                torch.bmm(*factors, out=block.entries(self.sums.weight))
         if self.sums.bias is not None:
             block.entries(self.sums.bias).add_(scale_n @ gradient_pnw)
 
-    def hidden_gradient(self, scale_n: Tensor) -> Tensor:
-        """The sum of what `add_to_hidden` got, each row times its scale, [n, D]."""
-        return self._gradient_pnD.sum(0).mul_(scale_n.unsqueeze(-1))
+    def set_hidden(self, scale_n: Tensor) -> None:
+        """The chunk's gradient to the hidden states is what `add_to_hidden` got, each row times its scale."""
+        if self.sums.hidden is not None:
+            self.sums.hidden[self.span] = self._gradient_pnD.sum(0).mul_(scale_n.unsqueeze(-1))
 
 
 def go_through(chunks: Iterable[BlockedChunk], blocks: list[Block]) -> Iterator[tuple[BlockedChunk, bool]]:
@@ -193,35 +223,16 @@ def go_through(chunks: Iterable[BlockedChunk], blocks: list[Block]) -> Iterator[
     for chunk in chain(chunks, [None]):
         for number, block in enumerate(blocks):
             if before is not None:
-                before.differentiate(block)
+                before.differentiate(number, block)
             if chunk is not None:
                 chunk.measure(number, block)
         if before is not None:
+            before.sums.weight_holds_sum = True
             before.finish()
         if chunk is not None:
             concluded = chunk.conclude()
             yield chunk, concluded
             before = chunk if concluded and chunk.sums.any else None
-
-
-def exponentials_(logits_pnw: Tensor) -> Tensor:
-    """exp in place, with 0 for what is too small."""
-    return functional.threshold(logits_pnw.exp_(), SMALLEST_EXPONENTIAL, 0.0, inplace=True)
-
-
-def row_sums(tile_pnw: Tensor) -> Tensor:
-    """[n]"""
-    return tile_pnw.sum(-1).sum(0)
-
-
-def row_maxima(tile_pnw: Tensor) -> Tensor:
-    """[n]"""
-    return tile_pnw.amax(-1).amax(0)
-
-
-def summed(sums_by_block: list[Tensor]) -> Tensor:
-    """Sums over blocks of sums over a block."""
-    return torch.stack(sums_by_block).sum(0)
 
 
 class TokenPlaces:
