@@ -42,12 +42,7 @@ def byte_level(use_regex: bool = True) -> Any:
 KNOWN = {
     "gpt2": lambda: byte_level(),
     "digits": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level()]),
-    **{
-        f"split {number}": lambda split=split: pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(split), "isolated"), byte_level(False)]
-        )
-        for number, split in enumerate(_SPLITS)
-    },
+    **{f"split {number}": lambda split=split: split_by(split) for number, split in enumerate(_SPLITS)},
 }
 
 

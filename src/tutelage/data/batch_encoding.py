@@ -55,7 +55,7 @@ def encode_rows(
 
 
 class _Batch:
-    """Some conversations, rendered. `pieces` are those of all of them, one after another, `ids` what is known of each."""
+    """Some conversations, rendered. `pieces`: those of all of them, one after another; `ids`: what is known of each."""
 
     def __init__(self, template: ChatTemplate, rows: Sequence[tuple[int, Conversation]], shapes: Shapes) -> None:
         self.template, self.rows = template, rows
