@@ -39,6 +39,10 @@ def byte_level(use_regex: bool = True) -> Any:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
 
 
+def split_by(expression: str) -> Any:
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(expression), "isolated"), byte_level(False)])
+
+
 KNOWN = {
     "gpt2": lambda: byte_level(),
     "digits": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level()]),
@@ -72,9 +76,7 @@ def test_other_texts_are_left_to_the_tokenizer(text: str) -> None:
         lambda: tokenizer_of(pre_tokenizers.ByteLevel(add_prefix_space=True)),
         lambda: tokenizer_of(byte_level(), normalizer=normalizers.Lowercase()),
         lambda: tokenizer_of(byte_level(), normalizer=normalizers.NFKC()),
-        lambda: tokenizer_of(
-            pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("a+"), "isolated"), byte_level(False)])
-        ),
+        lambda: tokenizer_of(split_by("a+")),
         lambda: tokenizer_of(pre_tokenizers.Metaspace()),
         lambda: Tokenizer(models.WordLevel({"a": 0}, unk_token="a")),
     ],

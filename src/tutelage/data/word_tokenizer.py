@@ -32,8 +32,8 @@ _SPLITS = {
 _MAX_WORDS = 50_000  # some 10 MB; then they are learned anew
 _TRIAL = 20_000  # so many words may be learned before it is asked whether words come again
 _PROBE = (
-    "It's  what THEY'LL  say,\n\n\tof 12345 (or 6) things ...\r\n  we've  \n x=[1, 22]; y_z == 'REd' \x1c\x1d a\x0b\x0cb"
-    "  7\n  don'T  ?!\n?\r  $9.99 -- “end” … Übergrößen, l’été·ž5×€7  "
+    "It's  what THEY'LL  say,\n\n\tof 12345 (or 6) things ...\r\n  we've  \n x=[1, 22]; y_z == 'REd' \x1c\x1d a\x0b"
+    "\x0cb  7\n  don'T  ?!\n?\r  $9.99 -- “end” … Übergrößen, l’été·ž5×€7  "
 )
 
 
