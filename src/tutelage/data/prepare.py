@@ -239,8 +239,8 @@ def _prepare(
 
 @contextmanager
 def _old_objects_left_alone() -> Iterator[None]:
-    """Garbage is looked for among new objects only: going through the 400,000 that imports leave, again and again while
-    rows come and go, takes a fifth of the time. Nothing is changed where somebody else has done so."""
+    """Garbage is looked for among new objects only: imports leave some 400,000, which would be gone through again and
+    again while rows come and go. Nothing is changed where somebody else has done so."""
     if gc.get_freeze_count():
         yield
         return

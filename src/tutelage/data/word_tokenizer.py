@@ -97,7 +97,7 @@ def _expression(backend: Any) -> str | None:
     normalizer = _described(backend.normalizer)
     if normalizer is not None and normalizer["type"] != "NFC":  # which leaves such texts alone
         return None
-    parts = _described(backend.pre_tokenizer) or {"type": None}
+    parts: Any = _described(backend.pre_tokenizer) or {"type": None}
     steps: list[dict[str, Any]] = parts["pretokenizers"] if parts["type"] == "Sequence" else [parts]
     first, last = steps[0], steps[-1]
     if len(steps) > 2 or last["type"] != "ByteLevel" or last["add_prefix_space"]:
