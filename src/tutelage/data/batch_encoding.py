@@ -1,7 +1,7 @@
 """Many conversations as token ids: what `ChatTemplate.encode` says of each, at the speed of the tokenizer.
 
-While the tokenizer, which is Rust and waits for nobody, works on some pieces of text on all cores, Python renders the
-next conversations and joins the ids of those before.
+Most text is looked up word by word (word_tokenizer.py). The rest goes to the tokenizer, which is Rust and waits for
+nobody: while it works on some pieces of text on all cores, Python goes on with the next conversations.
 """
 
 from collections import deque
@@ -41,11 +41,13 @@ def encode_rows(
     tokenizer = PieceTokenizer(template)
     shapes = Shapes(*quick_renderer(template.tokenizer, template.source), template.source)
     weighed = ((index, one) for index, one in enumerate(conversations) if one.weight != 0)
-    waiting: deque[tuple[_Batch, Future[list[list[int]]]]] = deque()
+    waiting: deque[tuple[_Batch, Future[list[list[int]]] | None]] = deque()
     with ThreadPoolExecutor(1) as pool:  # a second thread would only wait for Python's lock, and make others wait
         while rows := list(islice(weighed, ROWS_PER_BATCH)):
             batch = _Batch(template, rows, shapes)
-            waiting.append((batch, pool.submit(tokenizer.ids, batch.pieces)))
+            batch.ids = tokenizer.quick(batch.pieces)
+            left = [piece for piece, ids in zip(batch.pieces, batch.ids, strict=True) if ids is None]
+            waiting.append((batch, pool.submit(tokenizer.ids, left) if left else None))
             if len(waiting) > _AHEAD:
                 yield from _finished(*waiting.popleft(), responses_only)
         while waiting:
@@ -53,12 +55,13 @@ def encode_rows(
 
 
 class _Batch:
-    """Some conversations, rendered. `pieces` are those of all of them, one after another."""
+    """Some conversations, rendered. `pieces`: those of all of them, one after another; `ids`: what is known of each."""
 
     def __init__(self, template: ChatTemplate, rows: Sequence[tuple[int, Conversation]], shapes: Shapes) -> None:
         self.template, self.rows = template, rows
         self.rendered: list[Rendered | DataError] = []
         self.pieces: list[Piece] = []
+        self.ids: Sequence[list[int] | None] = ()
         self.num_pieces: list[int] = []
         for _, conversation in rows:
             pieces: list[Piece] = []
@@ -72,8 +75,9 @@ class _Batch:
             self.pieces += pieces
 
 
-def _finished(batch: _Batch, tokenised: "Future[list[list[int]]]", responses_only: bool) -> Iterator[RowResult]:
-    ids = tokenised.result()
+def _finished(batch: _Batch, left: "Future[list[list[int]]] | None", responses_only: bool) -> Iterator[RowResult]:
+    following = iter(() if left is None else left.result())
+    ids = [next(following) if one is None else one for one in batch.ids]
     start = 0
     for (index, conversation), rendered, count in zip(batch.rows, batch.rendered, batch.num_pieces, strict=True):
         row: EncodedRow | DataError

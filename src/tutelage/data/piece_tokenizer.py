@@ -1,14 +1,16 @@
-"""Pieces of rendered text as token ids, many in one call of the Rust tokenizer. Not here: where a text is cut."""
+"""Pieces of rendered text as token ids: word by word where that is known to be the same, else many in one call of the
+Rust tokenizer. Not here: where a text is cut into pieces."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from tutelage.data.chat_template import ChatTemplate
+from tutelage.data.word_tokenizer import WordTokenizer, word_tokenizer
 
 _SHORT_PIECE = 256  # characters; system turns and what a template puts between turns come again in every row
-_MAX_KEPT_PIECES = 4096
+_MAX_KEPT_PIECES = 4096  # the first that come: those of the template are in every row, so they are among them
 _PROBE = "A probe,\n 1 + 2.  || in\tthe  middle |  |\n\nends. |"
 
 Piece = tuple[str, bool]
@@ -33,6 +35,27 @@ class PieceTokenizer:
             self._backend = None
         cutting = [] if self._backend is None else [one for one in _cutting(template) if self._is_cut_at(one)]
         self._special = re.compile("|".join(map(re.escape, cutting))) if cutting else None
+        self._words: WordTokenizer | None = None
+        if self._backend is not None and not self._anchor:
+            added = {token.content: (id_, token) for id_, token in _added_tokens(template).items()}
+            self._words = word_tokenizer(self._backend, added)
+            self._alone = {one: [added[one][0]] for one in cutting if _ends_alone(one, added)}
+            self._between = re.compile("({})".format("|".join(map(re.escape, self._alone)) or "(?!)"))
+
+    def quick(self, pieces: Sequence[Piece]) -> list[list[int] | None]:
+        """Of each piece what `ids` says, or None where that takes the Rust tokenizer."""
+        words = self._words
+        return [None if words is None else self._by_words(text, words) for text, _ in pieces]
+
+    def _by_words(self, text: str, words: WordTokenizer) -> list[int] | None:
+        ids: list[int] = []
+        parts = self._between.split(text)
+        for number, part in enumerate(parts):
+            found = self._alone[part] if number % 2 else words.ids(part)
+            if found is None:
+                return None
+            ids += found
+        return ids
 
     def ids(self, pieces: Sequence[Piece]) -> list[list[int]]:
         """Of each piece, its ids."""
@@ -101,11 +124,26 @@ def _backend(tokenizer: Any) -> Any:
     return tokenizer.backend_tokenizer
 
 
+def _added_tokens(template: ChatTemplate) -> dict[int, Any]:
+    """The added tokens of the template's tokenizer, special or not, by their ids."""
+    tokenizer: Any = template.tokenizer
+    return dict(tokenizer.added_tokens_decoder)
+
+
+def _ends_alone(token: str, added: Mapping[str, tuple[int, Any]]) -> bool:
+    """Whether what follows a cutting token is tokenised as if it stood alone: the token takes no white space along, and
+    no longer one begins with it."""
+    return not added[token][1].rstrip and not any(one != token and one.startswith(token) for one in added)
+
+
 def _cutting(template: ChatTemplate) -> list[str]:
     """Special tokens of the template before which the tokenizer itself cuts every text: they take no white space before
-    them along, are looked for in the text as it is, and no other added token overlaps their beginning."""
+    them along, are looked for in the text as it is, and no other added token overlaps their beginning. None where a
+    token must be a word of its own: whether it is, may depend on the token behind it."""
     tokenizer: Any = template.tokenizer
-    added = list(tokenizer.added_tokens_decoder.values())
+    added = list(_added_tokens(template).values())
+    if any(token.single_word for token in added):
+        return []
 
     def is_overlapped(token: str) -> bool:
         ends = (other.content[start:] for other in added for start in range(1, len(other.content)))
@@ -117,6 +155,6 @@ def _cutting(template: ChatTemplate) -> list[str]:
         if token.special
         and not tokenizer.split_special_tokens
         and (token.content in template.source or token.content in (tokenizer.bos_token, tokenizer.eos_token))
-        and not (token.lstrip or token.single_word or token.normalized or token.content[:1].isspace())
+        and not (token.lstrip or token.normalized or token.content[:1].isspace())
         and not is_overlapped(token.content)
     ]

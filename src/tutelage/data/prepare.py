@@ -3,8 +3,10 @@
 Nothing is ever cut. Batches are formed elsewhere (collators.py, packing.py).
 """
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar, overload
 
@@ -85,7 +87,7 @@ def prepare_token_rows(
     """
 
     tally = _Tally(max_seq_length)
-    with TokenRowWriter() as writer:
+    with TokenRowWriter() as writer, _old_objects_left_alone():
         for result in encode_rows(template, tally.seen(conversations), responses_only):
             row, conversation = result.row, result.conversation
             place = conversation.place
@@ -233,6 +235,20 @@ def _prepare(
         if tally.fits(conversation.place, num_tokens):
             rows.append(row)
     return tally.prepared(rows, on_too_long)
+
+
+@contextmanager
+def _old_objects_left_alone() -> Iterator[None]:
+    """Garbage is looked for among new objects only: imports leave some 400,000, which would be gone through again and
+    again while rows come and go. Nothing is changed where somebody else has done so."""
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass
