@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from tutelage.rollouts.reading import read_decoder
 
 from tutelage.rollouts.decoder import Decoder, Norm, Piece
 from tutelage.rollouts.products import MANY_ROWS, Adapter, Linear, Room, SideBySide
-from tutelage.rollouts.reading import read_decoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 

@@ -86,11 +86,6 @@ class SideBySide:
         self._a_RK, self._b_NR = _joined_adapters(layers)
 
     @property
-    def adds_something(self) -> bool:
-        """Whether an adapter does anything: it begins with a B of zeros."""
-        return self._b_NR is not None and bool(self._b_NR.any())
-
-    @property
     def can_be_blocked(self) -> bool:
         """Whether weights lie row after row, and everything is float32."""
         tensors = [*self._weights, self._bias_N, self._a_RK, self._b_NR]
