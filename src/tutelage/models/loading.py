@@ -23,6 +23,7 @@ from tutelage.config import TrainingConfig
 from tutelage.data.jsonl import data_hash
 from tutelage.errors import DataError, ModelError, OutputError
 from tutelage.models.adapted_linear import adapt_linear_layers
+from tutelage.models.gated_mlp import hold_less_of_gated_layers
 from tutelage.models.head import attach_head
 from tutelage.models.target_modules import require_target_modules
 
@@ -108,6 +109,7 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
         elif config.is_peft:
             model = _add_lora(model, config)
     adapt_linear_layers(model)
+    hold_less_of_gated_layers(model)
     attach_head(model)  # after the adapter, which may be on the head
     if not config.is_peft:
         model.requires_grad_(True)

@@ -1,0 +1,130 @@
+"""A gated layer that holds less has the values and gradients that autograd gives, to the last bit."""
+
+import copy
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tutelage.models import gated_mlp
+from tutelage.models.adapted_linear import adapt_linear_layers
+from tutelage.models.gated_mlp import hold_less_of_gated_layers
+from tutelage.models.loading import without_peft_deprecations
+from tutelage.rollouts.supported_models import read_decoder
+
+ADAPTED = ["gate_proj", "up_proj", "down_proj"]
+
+
+def llama(**options: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=128, num_hidden_layers=2, **sizes, **options))
+
+
+def adapted(adapter_on: list[str], *, own_linear: bool) -> Any:
+    """With adapters that are not 0."""
+    with without_peft_deprecations():
+        model = get_peft_model(llama(), LoraConfig(r=2, target_modules=adapter_on))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    if own_linear:
+        adapt_linear_layers(model)
+    return model
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    model.zero_grad()
+    model(input_ids=ids).logits.square().sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_by_hand() -> None:
+    """gate = ln 3, up = 2: sigmoid 3/4, silu ¾ ln 3, and d silu = ¾ (1 + ¼ ln 3)."""
+    log_3 = 1.0986122886681098
+    gate = torch.tensor([log_3], dtype=torch.float64, requires_grad=True)
+    up = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    product: Any = gated_mlp._GatedProduct.apply(gate, up)
+    product.backward()
+    assert product.item() == pytest.approx(1.5 * log_3, rel=1e-12)
+    assert gate.grad is not None
+    assert gate.grad.item() == pytest.approx(1.5 * (1 + log_3 / 4), rel=1e-12)
+    assert up.grad is not None
+    assert up.grad.item() == pytest.approx(0.75 * log_3, rel=1e-12)
+
+
+@pytest.mark.parametrize("own_linear", [True, False])
+@pytest.mark.parametrize("adapter_on", [ADAPTED, ["down_proj"], ["q_proj"], ["gate_proj"]])
+def test_gradients_are_those_of_autograd(adapter_on: list[str], own_linear: bool) -> None:
+    model = adapted(adapter_on, own_linear=own_linear)
+    expected = gradients(model)
+    hold_less_of_gated_layers(model)
+    found = gradients(model)
+    assert len(found) == 2 * 2 * len(adapter_on)
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_all_weights_trained() -> None:
+    model = llama()
+    expected = gradients(model)
+    hold_less_of_gated_layers(model)
+    found = gradients(model)
+    assert len(found) == len(expected) == 2 * 9 + 3
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("own_linear", [True, False])
+def test_the_product_is_not_held(own_linear: bool) -> None:
+    """Autograd's own way is the other side of it: there the memory of the product lives until backward."""
+    for holds_less in (False, True):
+        model = adapted(ADAPTED, own_linear=own_linear)
+        if holds_less:
+            hold_less_of_gated_layers(model)
+        products: list[weakref.ref[Any]] = []
+        down = model.base_model.model.model.layers[0].mlp.down_proj
+        down.lora_A["default"].register_forward_pre_hook(
+            lambda _, inputs, products=products: products.append(weakref.ref(inputs[0].untyped_storage()))
+        )
+        logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits
+        assert len(products) == 1
+        assert (products[0]() is None) == holds_less
+        logits.sum().backward()
+
+
+def test_a_copy_has_its_own_weights() -> None:
+    model = llama()
+    hold_less_of_gated_layers(model)
+    copied = copy.deepcopy(model)
+    x = torch.randn(1, 3, 8)
+    with torch.no_grad():
+        copied.model.layers[0].mlp.down_proj.weight.zero_()
+        assert copied.model.layers[0].mlp(x).abs().max() == 0
+        assert model.model.layers[0].mlp(x).abs().max() > 0
+
+
+def test_another_activation_is_left_alone() -> None:
+    model = llama(hidden_act="gelu")
+    hold_less_of_gated_layers(model)
+    assert "forward" not in model.model.layers[0].mlp.__dict__
+
+
+def test_a_hook_on_the_activation_is_called() -> None:
+    model = llama()
+    hold_less_of_gated_layers(model)
+    seen: list[Tensor] = []
+    model.model.layers[1].mlp.act_fn.register_forward_hook(lambda *call: seen.append(call[2]))
+    model(input_ids=torch.tensor([[5, 6, 7]]))
+    assert [tuple(value.shape) for value in seen] == [(1, 3, 24)]
+
+
+def test_it_is_sampled_by_our_decoder_still() -> None:
+    model = llama()
+    hold_less_of_gated_layers(model)
+    assert read_decoder(model) is not None
