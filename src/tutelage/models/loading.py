@@ -109,7 +109,8 @@ def load_model(config: TrainingConfig, source: str | None = None) -> LoadedModel
         elif config.is_peft:
             model = _add_lora(model, config)
     adapt_linear_layers(model)
-    hold_less_of_gated_layers(model)
+    if not config.gradient_checkpointing:  # which holds nothing of a layer but its input
+        hold_less_of_gated_layers(model)
     attach_head(model)  # after the adapter, which may be on the head
     if not config.is_peft:
         model.requires_grad_(True)
