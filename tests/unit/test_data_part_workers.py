@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import tiny_tokenizer
-from tutelage.data import part_workers
+from tutelage.data import batch_encoding, part_workers
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import ConversationFile
 from tutelage.data.jsonl import FilePart, cut_file
 from tutelage.data.part_workers import _joined, prepare_in_parts
 from tutelage.data.prepare import prepare_token_rows
+from tutelage.data.rendering import quick_renderer
 from tutelage.data.token_parts import OnePassNeededError, PartPreparer, PreparedPart, Task, prepare_in_one_pass
 from tutelage.data.token_rows import RowFiles
 from tutelage.errors import DataError
@@ -132,6 +133,35 @@ def test_a_line_that_is_cut_is_of_the_part_it_begins_in(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"aa\n\nbbbbbb\ncc")
     assert list(cut_file(path, 4)) == [FilePart(0, 4, 1), FilePart(4, 7, 3), FilePart(11, 2, 4)]
+
+
+def test_the_rows_that_are_rendered_for_a_check_are_those_of_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 200 rows the 64th, 128th and 192nd, whoever comes to them when, and the first that each process meets."""
+    rendered: list[str] = []
+
+    def noting(*arguments: Any) -> tuple[Any, Any]:
+        render, environment = quick_renderer(*arguments)
+
+        def noted(messages: Any, generation_prompt: bool = False) -> str:
+            rendered.extend(message.content for message in messages[:1] if message.content.startswith("row"))
+            return render(messages, generation_prompt)
+
+        return noted, environment
+
+    monkeypatch.setattr(batch_encoding, "quick_renderer", noting)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"prompt": "row {line}", "completion": "b"}}\n' for line in range(1, 201)))
+    with RowFiles() as files:
+        PartPreparer(TASK, files).prepare_rows(ConversationFile(path))
+        assert rendered == ["row 1", "row 64", "row 128", "row 192"]
+        rendered.clear()
+        preparer = PartPreparer(TASK, files)
+        parts = list(cut_file(path, 500))
+        for part in reversed(parts):
+            preparer.prepare(path, part)
+    assert rendered == [f"row {parts[-1].first_line}", "row 192", "row 128", "row 64"]
 
 
 _SCRIPT = """

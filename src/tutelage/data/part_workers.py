@@ -24,7 +24,7 @@ from tutelage.data.token_rows import RowFiles, RowSegment, TokenRows
 from tutelage.errors import DataError
 
 BYTES_PER_PROCESS = 8 * 1024 * 1024  # 3 s of work, about as long as a process takes to start
-MAX_PROCESSES = 16  # each takes some 150 MB
+MAX_PROCESSES = 16  # each takes some 110 MB, more with a large vocabulary
 PART_BYTES = 2 * 1024 * 1024  # less than a second of work: at the end one process waits for another no longer
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from tutelage.data.part_process import main; main()"
 _STDERR_SHOWN = 2000  # characters
