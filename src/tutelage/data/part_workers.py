@@ -1,7 +1,7 @@
 """Shares a large file of rows for sft and dft out among processes, each of which takes part after part.
 
 This process is one of them. The others are of Tutelage alone (part_process.py): the user's script is not run again.
-Only parts and counts go to and fro; token rows lie in files without names, which this process makes and they inherit.
+Only parts and counts go between them; token rows lie in files without names, which this process makes for all.
 """
 
 import os
