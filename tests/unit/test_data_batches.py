@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import CHATML, tiny_tokenizer
 from tests.unit.test_data_chat_template import THINKING
 from tests.unit.test_data_template_shapes import TRL_TEMPLATES
-from tutelage.data.batch_encoding import encode_rows
+from tutelage.data.batch_encoding import RowEncoder
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import Conversation, Message
 from tutelage.data.piece_tokenizer import PieceTokenizer
@@ -74,7 +74,7 @@ def one_by_one(chat: ChatTemplate, conversation: Conversation, responses_only: b
 def together(chat: ChatTemplate, conversations: Sequence[Conversation], responses_only: bool) -> list[object]:
     found: list[object] = []
     try:
-        for result in encode_rows(chat, conversations, responses_only):
+        for result in RowEncoder(chat).encode(conversations, responses_only):
             assert result.conversation is conversations[result.index]
             row = result.row
             if isinstance(row, DataError):
@@ -143,7 +143,7 @@ def test_a_tokenizer_of_its_own_kind_is_asked_itself() -> None:
     own = Ending(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="<|im_end|>", chat_template=CHATML)
     chat = ChatTemplate(own)
     conversation = talk("yy", "zz")
-    (result,) = encode_rows(chat, [conversation])
+    (result,) = RowEncoder(chat).encode([conversation])
     assert not isinstance(result.row, DataError)
     assert result.row.ids == chat.encode(conversation).input_ids
     assert result.row.ids.count(0) == 3  # one a piece

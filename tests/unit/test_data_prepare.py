@@ -6,11 +6,11 @@ from tests.tiny import tiny_tokenizer
 from tutelage.data.chat_template import ChatTemplate
 from tutelage.data.conversations import Conversation, Message
 from tutelage.data.prepare import (
-    DroppedRow,
     fill_demo_template,
     prepare_distillation_rows,
     prepare_token_rows,
 )
+from tutelage.data.tally import DroppedRow
 from tutelage.errors import ConfigError, DataError
 
 TOKENIZER = tiny_tokenizer()

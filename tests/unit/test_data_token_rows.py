@@ -16,7 +16,7 @@ from tutelage.data.conversations import Conversation, ConversationFile, Message,
 from tutelage.data.packing import pack_rows
 from tutelage.data.prepare import prepare_token_rows
 from tutelage.data.rows import TokenRow
-from tutelage.data.token_rows import TokenRows, TokenRowWriter
+from tutelage.data.token_rows import RowFiles, TokenRows, TokenRowWriter
 from tutelage.errors import DataError, OutputError
 
 TOKENIZER = tiny_tokenizer()
@@ -49,8 +49,9 @@ def test_rows_on_disk_are_the_rows() -> None:
     with pytest.raises(IndexError):
         rows[4]
     assert type(rows[0].input_ids[0]) is type(rows[0].row) is int
-    with TokenRowWriter() as writer:
-        assert len(writer.rows()) == 0
+    with RowFiles() as files:
+        none = TokenRows(files.read([TokenRowWriter(files).end_extent()]))
+        assert (len(none), none.num_tokens, none.lengths.tolist()) == (0, 0, [])
 
 
 def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +60,7 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("tutelage.data.token_rows.tempfile.TemporaryFile", full)
     with pytest.raises(OutputError, match=r"rows cannot be written \(No space left on device\); free .* set TMPDIR"):
-        TokenRowWriter()
+        RowFiles()
 
 
 def test_more_rows_than_a_batch_keep_their_order(tmp_path: Path) -> None:

@@ -31,27 +31,36 @@ class RowResult:
     row: EncodedRow | DataError
 
 
-def encode_rows(
-    template: ChatTemplate, conversations: Iterable[Conversation], responses_only: bool = True
-) -> Iterator[RowResult]:
-    """Each conversation's ids or DataError, in order; those of weight 0 are left out, though they are counted.
+class RowEncoder:
+    """Encodes conversations by a template; what it learned of words and turns is kept from one call to the next."""
 
-    Raises ModelError where `ChatTemplate.encode` does.
-    """
-    tokenizer = PieceTokenizer(template)
-    shapes = Shapes(*quick_renderer(template.tokenizer, template.source), template.source)
-    weighed = ((index, one) for index, one in enumerate(conversations) if one.weight != 0)
-    waiting: deque[tuple[_Batch, Future[list[list[int]]] | None]] = deque()
-    with ThreadPoolExecutor(1) as pool:  # a second thread would only wait for Python's lock, and make others wait
-        while rows := list(islice(weighed, ROWS_PER_BATCH)):
-            batch = _Batch(template, rows, shapes)
-            batch.ids = tokenizer.quick(batch.pieces)
-            left = [piece for piece, ids in zip(batch.pieces, batch.ids, strict=True) if ids is None]
-            waiting.append((batch, pool.submit(tokenizer.ids, left) if left else None))
-            if len(waiting) > _AHEAD:
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._tokenizer = PieceTokenizer(template)
+        self._shapes = Shapes(*quick_renderer(template.tokenizer, template.source), template.source)
+
+    def encode(
+        self, conversations: Iterable[Conversation], responses_only: bool = True, num_before: int = 0
+    ) -> Iterator[RowResult]:
+        """Each conversation's ids or DataError, in order; those of weight 0 are left out, though they are counted.
+
+        num_before: conversations of the file that come before these, for `Shapes.count_from`.
+        Raises ModelError where `ChatTemplate.encode` does.
+        """
+        tokenizer = self._tokenizer
+        self._shapes.count_from(num_before)
+        weighed = ((index, one) for index, one in enumerate(conversations) if one.weight != 0)
+        waiting: deque[tuple[_Batch, Future[list[list[int]]] | None]] = deque()
+        with ThreadPoolExecutor(1) as pool:  # a second thread would only wait for Python's lock, and make others wait
+            while rows := list(islice(weighed, ROWS_PER_BATCH)):
+                batch = _Batch(self._template, rows, self._shapes)
+                batch.ids = tokenizer.quick(batch.pieces)
+                left = [piece for piece, ids in zip(batch.pieces, batch.ids, strict=True) if ids is None]
+                waiting.append((batch, pool.submit(tokenizer.ids, left) if left else None))
+                if len(waiting) > _AHEAD:
+                    yield from _finished(*waiting.popleft(), responses_only)
+            while waiting:
                 yield from _finished(*waiting.popleft(), responses_only)
-        while waiting:
-            yield from _finished(*waiting.popleft(), responses_only)
 
 
 class _Batch:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateSyntaxError
 
@@ -65,6 +65,13 @@ class ChatTemplate:
             raise kind(
                 f"{self.name} cannot render a user and an assistant turn ({error}); set chat_template to one that can"
             ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_rendered"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rendered = renderer(self.tokenizer, self.source)
 
     def encode(self, conversation: Conversation, responses_only: bool = True) -> TokenRow:
         """The whole conversation with labels; `row` is 0 (prepare.py numbers the rows).

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config.objectives import Purpose
-from tutelage.data.jsonl import WrongFileError, data_hash, iterate_rows, read_rows
+from tutelage.data.jsonl import FilePart, WrongFileError, data_hash, iterate_rows, read_rows
 from tutelage.data.messages import BadRow, Message, is_text_part, message_of, number_of, short, text_of, turns_of
 from tutelage.errors import DataError
 
@@ -67,13 +67,14 @@ def read_conversations(path: Path) -> list[Conversation]:
 class ConversationFile:
     """The rows of a file, read and checked each time they are gone through: memory for one, not for all.
 
-    Going through them raises like `read_conversations`, at the end.
+    Going through them raises like `read_conversations`, at the end. part: the lines that are read, if not all.
     """
 
     path: Path
+    part: FilePart | None = None
 
     def __iter__(self) -> Iterator[Conversation]:
-        return iterate_rows(self.path, parse_conversation)
+        return iterate_rows(self.path, parse_conversation, part=self.part)
 
 
 def parse_conversation(row: Mapping[str, Any], place: str) -> Conversation:

@@ -5,10 +5,11 @@ What a row means is not known here (see conversations.py). All bad rows of a fil
 
 import gzip
 import hashlib
+import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -42,8 +43,34 @@ class BadLine:
     reason: str
 
 
-def read_json_lines(path: Path, max_bytes: int | None = None) -> Iterator[JsonLine | BadLine]:
-    """The lines of a `.jsonl` or `.jsonl.gz` file in order; blank ones are left out.
+@dataclass(frozen=True)
+class FilePart:
+    """Whole lines of a file that is not packed: where their bytes begin, how many they are, the first line's number."""
+
+    start: int
+    num_bytes: int
+    first_line: int
+
+
+def cut_file(path: Path, num_bytes: int) -> Generator[FilePart, None, None]:
+    """The file in parts of num_bytes, and what is left of the last line of each. Raises DataError like the reader."""
+    start, first_line = 0, 1
+    with _open(path) as file:
+        try:
+            while part := file.read(num_bytes):
+                # A line that is too long is left to the reader, who refuses it when it has seen as much.
+                rest = b"" if part.endswith(b"\n") else file.readline(MAX_LINE_BYTES + 1)
+                yield FilePart(start, len(part) + len(rest), first_line)
+                start += len(part) + len(rest)
+                first_line += part.count(b"\n") + rest.count(b"\n")
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+def read_json_lines(
+    path: Path, max_bytes: int | None = None, part: FilePart | None = None
+) -> Iterator[JsonLine | BadLine]:
+    """The lines of a `.jsonl` or `.jsonl.gz` file, or of a part of it, in order; blank ones are left out.
 
     Only `\\n` ends a line, as JSON strings may hold every other line separator.
     Raises DataError for a missing file, a folder, missing rights and broken gzip data, and TooLargeError for more than
@@ -51,9 +78,12 @@ def read_json_lines(path: Path, max_bytes: int | None = None) -> Iterator[JsonLi
     """
     left = math.inf if max_bytes is None else max_bytes
     with _open(path) as file:
-        opened = gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
         try:
+            opened = gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
             number = 0
+            if part is not None:
+                file.seek(part.start)
+                opened, number = io.BytesIO(file.read(part.num_bytes)), part.first_line - 1
             while raw := opened.readline(int(min(MAX_LINE_BYTES, left)) + 1):
                 number += 1
                 left -= len(raw)
@@ -70,7 +100,7 @@ def read_json_lines(path: Path, max_bytes: int | None = None) -> Iterator[JsonLi
                 "or take .gz off the name if it is plain text"
             ) from error
         except OSError as error:
-            raise DataError(f"{path}: reading failed ({error}); copy the file again") from error
+            raise _unreadable(path, error) from error
 
 
 def read_rows(path: Path, parse: Callable[[Mapping[str, Any], str], Row], what: str = "rows") -> list[Row]:
@@ -87,16 +117,18 @@ def iterate_rows(
     parse: Callable[[Mapping[str, Any], str], Row],
     what: str = "rows",
     max_bytes: int | None = None,
+    part: FilePart | None = None,
 ) -> Iterator[Row]:
     """Like `read_rows`, one row at a time: memory for one, however long the file. Raises at the end; from the first
     bad row on nothing is yielded any more, so that whoever works on the rows has soon done with a bad file.
 
     max_bytes: of the file as it is read, unpacked if it was packed; TooLargeError beyond.
+    part: of the file, which may be without rows.
     """
     path = Path(path)
     good = bad = 0
     problems: list[str] = []
-    for line in read_json_lines(path, max_bytes):
+    for line in read_json_lines(path, max_bytes, part):
         place = f"{path}:{line.number}"
         try:
             if isinstance(line, BadLine):
@@ -114,7 +146,7 @@ def iterate_rows(
             yield row
     if bad:
         raise DataError(report_rows(f"{path}: {bad} of {good + bad} {what} cannot be used", problems, count=bad))
-    if not good:
+    if not good and part is None:
         raise DataError(f"{path}: the file has no {what}; write one JSON object a line")
 
 
@@ -153,6 +185,10 @@ def _open(path: Path) -> IO[bytes]:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be opened ({reason}); check its rights and its path") from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: reading failed ({error}); copy the file again")
 
 
 def _parse(number: int, line: bytes) -> JsonLine | BadLine:

@@ -3,70 +3,19 @@
 Nothing is ever cut. Batches are formed elsewhere (collators.py, packing.py).
 """
 
-import gc
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar, overload
+from collections.abc import Callable, Iterable, Sequence
 
-from tutelage.data.batch_encoding import encode_rows
 from tutelage.data.chat_template import ChatTemplate
-from tutelage.data.conversations import Conversation, Message
-from tutelage.data.jsonl import MAX_REPORTED_ROWS, report_rows
+from tutelage.data.conversations import Conversation, ConversationFile, Message
+from tutelage.data.part_workers import prepare_in_parts
 from tutelage.data.placeholders import fill_placeholders
 from tutelage.data.preferences import Preference
 from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
-from tutelage.data.token_rows import TokenRowWriter
+from tutelage.data.tally import OnTooLong, Prepared, Row, Source, Tally
+from tutelage.data.token_parts import Task, prepare_in_one_pass
 from tutelage.errors import ConfigError, DataError
 
-MAX_DROPPED_SHARE = 0.05  # on_too_long unset: up to this share of the rows is dropped, above it is an error
 PLACEHOLDERS = ("question", "demonstration")
-
-OnTooLong = Literal["error", "drop"] | None
-Row = TypeVar("Row", TokenRow, DistillationRow, PromptRow, PreferenceRow)
-Source = TypeVar("Source", Conversation, Preference)
-
-
-@dataclass(frozen=True)
-class DroppedRow:
-    """A row left out because it needs `num_tokens` tokens, more than max_seq_length."""
-
-    place: str
-    num_tokens: int
-
-
-@dataclass(frozen=True)
-class Prepared(Sequence[Row], Generic[Row]):
-    """The rows to train on, as a sequence. dropped: the first 20 of the `num_dropped` that were too long."""
-
-    rows: Sequence[Row]
-    dropped: list[DroppedRow]
-    num_dropped: int
-    max_seq_length: int
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def warning(self) -> str | None:
-        """What to tell the user about dropped rows (the first 20 with file and line); None if there are none."""
-        if not self.dropped:
-            return None
-        total = len(self.rows) + self.num_dropped
-        return report_rows(
-            _too_long_headline(self.num_dropped, total, self.max_seq_length, "left out"),
-            [_too_long_line(row) for row in self.dropped],
-            always_headline=True,
-            count=self.num_dropped,
-        )
 
 
 def prepare_token_rows(
@@ -79,27 +28,17 @@ def prepare_token_rows(
 ) -> Prepared[TokenRow]:
     """Rows for sft and dft; rows of weight 0 are left out. They lie on disk, however many there are (token_rows.py).
 
-    A row is too long if it has more than max_seq_length tokens.
+    A row is too long if it has more than max_seq_length tokens. A large file is shared out among processes
+    (part_workers.py), which changes nothing but the time.
 
     on_too_long: `drop`, `error`, or None: drop up to 5 % of the rows, more is an error.
     Raises DataError, always for all rows together: rows the template refuses, rows without a trained token,
     too many long rows, no row left.
     """
-
-    tally = _Tally(max_seq_length)
-    with TokenRowWriter() as writer, _old_objects_left_alone():
-        for result in encode_rows(template, tally.seen(conversations), responses_only):
-            row, conversation = result.row, result.conversation
-            place = conversation.place
-            if isinstance(row, DataError):
-                tally.refuse(str(row))
-            elif row.num_trained == 0:
-                tally.refuse(
-                    f"{place}: no token of the row is trained; remove the row or set 'train' of an answer to true"
-                )
-            elif tally.fits(place, len(row.ids)):
-                writer.add(row, weight=conversation.weight, index=result.index, place=place)
-        return tally.prepared(writer.rows(), on_too_long)
+    task = Task(template, max_seq_length, responses_only)
+    in_parts = prepare_in_parts(task, conversations.path) if isinstance(conversations, ConversationFile) else None
+    tally, rows = in_parts or prepare_in_one_pass(task, conversations)
+    return tally.prepared(rows, on_too_long)
 
 
 def prepare_distillation_rows(
@@ -223,7 +162,7 @@ def _prepare(
     on_too_long: OnTooLong,
 ) -> Prepared[Row]:
     rows: list[Row] = []
-    tally = _Tally(max_seq_length)
+    tally = Tally(max_seq_length)
     for index, conversation in enumerate(tally.seen(conversations)):
         if conversation.weight == 0:
             continue
@@ -235,92 +174,3 @@ def _prepare(
         if tally.fits(conversation.place, num_tokens):
             rows.append(row)
     return tally.prepared(rows, on_too_long)
-
-
-@contextmanager
-def _old_objects_left_alone() -> Iterator[None]:
-    """Garbage is looked for among new objects only: imports leave some 400,000, which would be gone through again and
-    again while rows come and go. Nothing is changed where somebody else has done so."""
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@dataclass
-class _Tally:
-    """What became of the rows of a file, in counts, and in words for the first of those that cannot be used."""
-
-    max_seq_length: int
-    first_place: str | None = None
-    num_weighed: int = 0
-    num_refused: int = 0
-    problems: list[str] = field(default_factory=list)
-    num_dropped: int = 0
-    dropped: list[DroppedRow] = field(default_factory=list)
-    longest: int = 0
-
-    def seen(self, conversations: Iterable[Source]) -> Iterator[Source]:
-        """The conversations, counted on their way."""
-        for conversation in conversations:
-            if self.first_place is None:
-                self.first_place = conversation.place
-            self.num_weighed += conversation.weight != 0
-            yield conversation
-
-    def refuse(self, problem: str) -> None:
-        self.num_refused += 1
-        if self.num_refused <= MAX_REPORTED_ROWS:
-            self.problems.append(problem)
-
-    def fits(self, place: str, num_tokens: int) -> bool:
-        """Whether the row is to be kept; one that is too long is written down."""
-        if num_tokens <= self.max_seq_length:
-            return True
-        self.num_dropped += 1
-        self.longest = max(self.longest, num_tokens)
-        if self.num_dropped <= MAX_REPORTED_ROWS:
-            self.dropped.append(DroppedRow(place, num_tokens))
-        return False
-
-    def prepared(self, rows: Sequence[Row], on_too_long: OnTooLong) -> Prepared[Row]:
-        """The rows that were kept. Raises DataError for those that were not."""
-        if self.num_weighed == 0:
-            raise DataError(_nothing_left(self.first_place))
-        total = len(rows) + self.num_dropped + self.num_refused
-        if self.num_refused:
-            headline = f"{self.num_refused} of {total} rows cannot be used"
-            raise DataError(report_rows(headline, self.problems, count=self.num_refused))
-        share = self.num_dropped / total
-        refused = on_too_long == "error" or (on_too_long is None and share > MAX_DROPPED_SHARE)
-        if self.num_dropped and (refused or not rows):
-            raise DataError(self._too_long(total))
-        return Prepared(rows, self.dropped, self.num_dropped, self.max_seq_length)
-
-    def _too_long(self, total: int) -> str:
-        headline = _too_long_headline(self.num_dropped, total, self.max_seq_length, "refused")
-        remedy = f"set max_seq_length to {self.longest}, or shorten the rows"
-        if self.num_dropped < total:
-            remedy += ", or set on_too_long to drop"
-        lines = [_too_long_line(row) for row in self.dropped]
-        return report_rows(f"{headline}; {remedy}", lines, always_headline=True, count=self.num_dropped)
-
-
-def _too_long_headline(num_dropped: int, total: int, max_seq_length: int, what: str) -> str:
-    percent = math.ceil(1000 * num_dropped / total) / 10
-    return f"{num_dropped} of {total} rows ({percent:g} %) {what}: longer than max_seq_length {max_seq_length}"
-
-
-def _too_long_line(row: DroppedRow) -> str:
-    return f"{row.place}: needs {row.num_tokens} tokens"
-
-
-def _nothing_left(place: str | None) -> str:
-    if place is None:
-        return "there are no rows to train on; give a training_file with rows"
-    file = place.rpartition(":")[0] or place
-    return f"{file}: every row has weight 0; give at least one row a positive 'weight'"

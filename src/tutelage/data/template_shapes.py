@@ -58,6 +58,10 @@ class Shapes:
         self._known: dict[tuple[str, ...], tuple[_Shape, list[_Answer]] | None] = {}
         self._plain = _plain_texts(environment, source)
 
+    def count_from(self, count: int) -> None:
+        """`count` rows come before the next one: which rows are rendered all the same is counted from there."""
+        self._count = count
+
     def locate(self, messages: Sequence[Message]) -> Rendered:
         """The rendered conversation and its assistant turns.
 

@@ -19,13 +19,13 @@ from tutelage.data.conversations import Conversation, ConversationFile
 from tutelage.data.packing import Packs, pack_rows
 from tutelage.data.preferences import Preference, read_preferences
 from tutelage.data.prepare import (
-    Prepared,
     prepare_distillation_rows,
     prepare_preference_rows,
     prepare_prompt_rows,
     prepare_token_rows,
 )
 from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
+from tutelage.data.tally import Prepared
 from tutelage.data.token_rows import TokenRows
 from tutelage.errors import ConfigError, TutelageError
 from tutelage.models import load_tokenizer, resolve_model
