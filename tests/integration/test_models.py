@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen3Config,
 )
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from tests.small_runs import assert_same_bits, largest_difference, run_small, small_config, trained_weights
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -199,14 +199,14 @@ def test_the_model_card(tmp_path: Path) -> None:
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_peft: bool) -> None:
     """Recomputed activations are the same numbers: loss and weights bit for bit, dropout included."""
     calls: list[bool] = []
-    original = LlamaMLP.forward
+    original = LlamaAttention.forward
 
-    def forward(self: LlamaMLP, x: Tensor) -> Tensor:
+    def forward(self: LlamaAttention, *args: Any, **kwargs: Any) -> Any:
         if self.training:
             calls.append(True)
-        return original(self, x)
+        return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    monkeypatch.setattr(LlamaAttention, "forward", forward)
     options: dict[str, Any] = {"is_peft": is_peft, "lora_dropout": 0.2, "max_steps": 3}
     plain = run_small(tmp_path, "plain", **options)
     calls_without = len(calls)
