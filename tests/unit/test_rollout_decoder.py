@@ -1,6 +1,8 @@
 """The decoder that samples, held to `transformers`: the same logits, the same greedy tokens, and no trace left."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -500,6 +502,43 @@ def test_a_row_of_nan_spoils_none_that_comes_after_it() -> None:
     together = generate(model, prompts, **settings, batch_size=2)
     for index in (0, 2, 3):
         assert together[index] == generate(model, [prompts[index]], **settings)[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_prompt_of_nan_spoils_none_that_begins_like_it(batch_size: int) -> None:
+    """Token 90 is embedded as NaN. Prompts are taken in lexical order: this one's keys and values are there first."""
+    model = llama()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[90] = float("nan")
+    prompts = [[5, 6, 7, 8, 90, 90], [5, 6, 7, 8, 91, 10], [5, 6, 7, 8, 91, 11]]
+    settings: dict[str, Any] = {"pad_token_id": 2, "stop_ids": [0], "max_new_tokens": 5, "temperature": 0}
+    together = generate(model, prompts, **settings, batch_size=batch_size)
+    assert together == [generate(model, [prompt], **settings)[0] for prompt in prompts]
+
+
+def test_a_decoder_is_gone_when_nobody_has_it() -> None:
+    """At once, and not when cycles are looked for: it holds copies of adapters, and weights that may be replaced."""
+    decoder = decoder_of(with_lora(llama()))
+    cache, rotations = decoder.cache(2, 4), decoder.rotations(4)
+    gc.disable()
+    try:
+        decoder.step(torch.tensor([5, 6]), [0, 0], cache, rotations)
+        assert decoder.step_in_blocks is not None
+        gone = weakref.ref(decoder)
+        del decoder
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_the_default_type_is_not_asked() -> None:
+    model = llama()
+    expected = roll(model)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert roll(model) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_the_hook_of_gradient_checkpointing_is_no_obstacle() -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import TopPLogitsWarper
 
 from tutelage.rollouts.drawing import Drawing, inverse_cdf, uniforms
-from tutelage.rollouts.products import BLOCK, FEW_ROWS, MANY_ROWS, multiply
+from tutelage.rollouts.products import BLOCK, MANY_ROWS, WIDE_BLOCK, multiply
 
 
 def by_definition(logits_NV: Tensor, uniform_N: Tensor) -> Tensor:
@@ -76,10 +76,10 @@ def test_uniform_numbers_are_the_seeds_own() -> None:
     assert not torch.equal(uniforms(7, 5), uniforms(8, 5))
 
 
-@pytest.mark.parametrize("width", [96, BLOCK * 5, 100])
-@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS, FEW_ROWS + 1, MANY_ROWS, MANY_ROWS + 1])
+@pytest.mark.parametrize("width", [7, BLOCK * 5, 100, WIDE_BLOCK * 16, WIDE_BLOCK * 17 + 5])
+@pytest.mark.parametrize("rows", [1, 2, MANY_ROWS, MANY_ROWS + 1])
 def test_every_way_to_multiply_gives_the_product(rows: int, width: int) -> None:
-    """In float64, into the middle of wider rows; 100 is not a number of whole blocks."""
+    """In float64, into the middle of wider rows; 7, 100 and the last are no whole number of blocks."""
     generator = torch.Generator().manual_seed(rows)
     x_MK = torch.randn(rows, 48, generator=generator, dtype=torch.float64)
     weight_NK = torch.randn(width, 48, generator=generator, dtype=torch.float64)

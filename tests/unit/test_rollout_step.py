@@ -1,4 +1,4 @@
-"""The step in buffers and blocks, held to the same step in plain words (`Decoder._step_plainly`) and to formulas."""
+"""The step in buffers and blocks, held to the same step in plain words (`Decoder.step_plainly`) and to formulas."""
 
 from typing import Any
 
@@ -8,8 +8,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from tutelage.rollouts.decoder import Decoder, Norm, Piece
+from tutelage.rollouts.decoder import Decoder, Piece
+from tutelage.rollouts.layers import Norm
 from tutelage.rollouts.products import MANY_ROWS, Adapter, Linear, Room, SideBySide
+from tutelage.rollouts.step import MOST_ROWS
 from tutelage.rollouts.supported_models import read_decoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -60,8 +62,12 @@ def decoder_of(model: Any) -> Decoder:
     with torch.no_grad():
         decoder = read_decoder(model)
     assert decoder is not None
-    decoder._steps.clear()  # the trial's
     return decoder
+
+
+def rows_in_buffers(decoder: Decoder) -> int | None:
+    """For how many rows the decoder has buffers now."""
+    return decoder.step_in_blocks.buffers.rows if decoder.step_in_blocks and decoder.step_in_blocks.buffers else None
 
 
 def prompts(rows: int) -> list[list[int]]:
@@ -73,7 +79,7 @@ def stepped(decoder: Decoder, rows: int, *, plainly: bool) -> tuple[Tensor, Tens
     """Hidden states of three steps, the last row gone before the third, [3 · rows − 1, H]; keys and values."""
     asked = prompts(rows)
     cache, rotations = decoder.cache(rows, 16), decoder.rotations(16)
-    step = decoder._step_plainly if plainly else decoder.step
+    step = decoder.step_plainly if plainly else decoder.step
     found: list[Tensor] = []
     with torch.no_grad():
         decoder.prefill([Piece(row, ids, 0, len(ids)) for row, ids in enumerate(asked)], cache, rotations)
@@ -83,15 +89,15 @@ def stepped(decoder: Decoder, rows: int, *, plainly: bool) -> tuple[Tensor, Tens
         return torch.cat(found), torch.stack([cache.layer(index) for index in range(len(decoder.layers))])
 
 
-@pytest.mark.parametrize("rows", [3, 16, MANY_ROWS])
+@pytest.mark.parametrize("rows", [3, 16, MOST_ROWS])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_in_blocks_is_the_step_in_plain_words(name: str, rows: int) -> None:
     """Rows of unequal length; float32 rounds hidden states of size 1 to 10 by 1e-6 at most, twice in a row."""
     decoder = decoder_of(made(name))
     expected_NH, kept = stepped(decoder, rows, plainly=True)
-    assert not decoder._steps
+    assert rows_in_buffers(decoder) is None
     found_NH, kept_too = stepped(decoder, rows, plainly=False)
-    assert list(decoder._steps) == [rows - 1]
+    assert rows_in_buffers(decoder) == rows - 1
     torch.testing.assert_close(found_NH, expected_NH, rtol=2e-5, atol=2e-5)
     torch.testing.assert_close(kept_too, kept, rtol=2e-5, atol=2e-5)
 
@@ -109,12 +115,12 @@ def test_what_a_step_gives_is_not_overwritten_by_the_next_and_autograd_takes_it(
     torch.testing.assert_close(scale.grad, kept_NH.sum())
 
 
-@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (MANY_ROWS + 1, torch.float32), (3, torch.float64)])
+@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (MOST_ROWS + 1, torch.float32), (3, torch.float64)])
 def test_one_row_many_rows_and_other_types_go_the_plain_way(rows: int, dtype: torch.dtype) -> None:
     decoder = decoder_of(made("adapters").to(dtype))
     cache, rotations = decoder.cache(rows, 2), decoder.rotations(2)
     decoder.step(torch.full((rows,), 7), [0] * rows, cache, rotations)
-    assert not decoder._steps
+    assert rows_in_buffers(decoder) is None
 
 
 def test_weights_that_do_not_lie_row_after_row_go_the_plain_way() -> None:
@@ -122,10 +128,16 @@ def test_weights_that_do_not_lie_row_after_row_go_the_plain_way() -> None:
     projection = model.model.layers[1].mlp.up_proj
     projection.weight.data = projection.weight.data.T.contiguous().T
     decoder = decoder_of(model)
-    assert decoder._blocked is None
+    assert decoder.step_in_blocks is None
     found_NH, _ = stepped(decoder, 3, plainly=False)
     expected_NH, _ = stepped(decoder_of(made("three queries a key head")), 3, plainly=False)
     torch.testing.assert_close(found_NH, expected_NH, rtol=2e-5, atol=2e-5)
+
+
+def test_sizes_without_blocks_go_the_plain_way() -> None:
+    """100 has no divisor of 16 and more that 64 has."""
+    model = LlamaForCausalLM(LlamaConfig(**(SIZES | {"intermediate_size": 100}))).eval()
+    assert decoder_of(model).step_in_blocks is None
 
 
 @pytest.mark.parametrize("name", ["norms of queries and keys", "biases of queries, keys and values", "adapters"])

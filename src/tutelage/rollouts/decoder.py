@@ -4,7 +4,7 @@ Which models are this function is found out in `supported_models.py`. Not here: 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.rollouts.cache import KeyValueCache
+from tutelage.rollouts.layers import Layer, Norm
 from tutelage.rollouts.products import Linear, SideBySide, multiply
-from tutelage.rollouts.step import BlockedLayer, Step, blocked_layers, is_for
+from tutelage.rollouts.step import MOST_ROWS, StepInBlocks, Weights
 
 LONGEST_PREFILL = 1024
 """Prompt tokens computed at once; bounds the memory of a prefill."""
@@ -22,52 +23,8 @@ LONGEST_PREFILL = 1024
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """From layer, queries [N, heads, D], and keys and values [N, 2 · key heads, D] to [N, heads · D]."""
 
-
-@dataclass(frozen=True)
-class Norm:
-    """x / √(mean(x²) + ε) · w, computed in float32 whatever the type, as the family does."""
-
-    weight: Tensor
-    epsilon: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
-            return functional.rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)).to(x.dtype)
-
-    def into(self, x: Tensor, out: Tensor) -> Tensor:
-        """The same, written into `out`, which may be x.
-
-        On a CPU as x / hypot(|x|, √(ε n)) · w √n: four operations, and nothing new for them to write to.
-        """
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return out.copy_(self(x))
-        scaled_weight, floor = self._scaled
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return torch.div(x, torch.hypot(length, floor, out=length), out=out).mul_(scaled_weight)
-
-    @cached_property
-    def _scaled(self) -> tuple[Tensor, Tensor]:
-        """w √n, and √(ε n)."""
-        size = len(self.weight)
-        return self.weight * size**0.5, self.weight.new_tensor((self.epsilon * size) ** 0.5)
-
-
-@dataclass(frozen=True)
-class Layer:
-    norm_before: Norm
-    queries_keys_values: SideBySide
-    query_norm: Norm | None
-    key_norm: Norm | None
-    output: SideBySide
-    norm_between: Norm
-    gate_up: SideBySide
-    down: SideBySide
-
-    @property
-    def groups(self) -> tuple[SideBySide, ...]:
-        return self.queries_keys_values, self.output, self.gate_up, self.down
+Rotations = tuple[Tensor, Tensor]
+"""Cosines and sines by position, each [length, D]: `Decoder.rotations`."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +52,6 @@ class Decoder:
     scaling: float
     rotary: Any
     """The model's own module, from a tensor for device and type and position ids to cosines and sines."""
-    _steps: dict[int, Step] = field(default_factory=dict[int, Step], init=False, repr=False, compare=False)
-    """The buffers of the last step, by its number of rows."""
 
     @property
     def device(self) -> torch.device:
@@ -121,29 +76,32 @@ class Decoder:
             return logits_NV
         return logits_NV.copy_(SideBySide([self.head])(hidden_NH))
 
-    def rotations(self, length: int) -> tuple[Tensor, Tensor]:
+    def rotations(self, length: int) -> Rotations:
         """Cosines and sines by position, [length, D]; the first half of the sines is negated: see `_rotated`."""
         position_1T = torch.arange(length, device=self.device)[None]
         cosine_TD, sine_TD = (part[0] for part in self.rotary(self.embedding[:1, None], position_ids=position_1T))
         half = sine_TD.shape[-1] // 2
         return cosine_TD, torch.cat((-sine_TD[:, :half], sine_TD[:, half:]), dim=-1)
 
-    def step(self, tokens_N: Tensor, lengths: Sequence[int], cache: KeyValueCache, rotations: Any) -> Tensor:
+    def step(self, tokens_N: Tensor, lengths: Sequence[int], cache: KeyValueCache, rotations: Rotations) -> Tensor:
         """Hidden states [N, H] of one more token in each of the cache's first N rows, which hold `lengths` tokens."""
+        if self.step_in_blocks is None or not 1 < len(lengths) <= MOST_ROWS:
+            return self.step_plainly(tokens_N, lengths, cache, rotations)
         cache.clear_up_to(max(lengths) + 1)
-        if self._blocked is None or not is_for(len(lengths)):
-            return self._step_plainly(tokens_N, lengths, cache, rotations)
-        if len(lengths) not in self._steps:
-            self._steps.clear()
-            self._steps[len(lengths)] = Step(self, self._blocked, len(lengths))
-        return self._steps[len(lengths)](tokens_N, lengths, cache, rotations)
+        return self.norm(self.step_in_blocks(tokens_N, lengths, cache, rotations))
 
     @cached_property
-    def _blocked(self) -> list[BlockedLayer] | None:
-        return blocked_layers(self)
+    def step_in_blocks(self) -> StepInBlocks | None:
+        """For a few rows at once; None where there is none for this model."""
+        return StepInBlocks.of(
+            Weights(self.embedding, self.layers, self.heads, self.key_heads, self.head_width, self.scaling)
+        )
 
-    def _step_plainly(self, tokens_N: Tensor, lengths: Sequence[int], cache: KeyValueCache, rotations: Any) -> Tensor:
-        """The same for any device and type, and the reference of `step.py`."""
+    def step_plainly(
+        self, tokens_N: Tensor, lengths: Sequence[int], cache: KeyValueCache, rotations: Rotations
+    ) -> Tensor:
+        """The same for any device, type and number of rows: the reference of `step_in_blocks`."""
+        cache.clear_up_to(max(lengths) + 1)
         rows, longest, groups = len(lengths), max(lengths) + 1, self.heads // self.key_heads
         lengths_N = torch.tensor(lengths, device=self.device)
         places_S = cache.places(lengths_N)
@@ -163,7 +121,7 @@ class Decoder:
 
         return self._through_layers(tokens_N, rotations, lengths_N, attend)
 
-    def prefill(self, pieces: Sequence[Piece], cache: KeyValueCache, rotations: Any) -> Tensor:
+    def prefill(self, pieces: Sequence[Piece], cache: KeyValueCache, rotations: Rotations) -> Tensor:
         """Hidden states of the pieces' tokens, one piece after the other, without padding; fills the cache."""
         cache.clear_up_to(max(piece.end for piece in pieces))
         ids = [token for piece in pieces for token in piece.tokens[piece.start : piece.end]]
@@ -200,7 +158,7 @@ class Decoder:
 
         return self._through_layers(tokens_N, rotations, positions_N, attend)
 
-    def _through_layers(self, tokens_N: Tensor, rotations: Any, positions_N: Tensor, attend: Attend) -> Tensor:
+    def _through_layers(self, tokens_N: Tensor, rotations: Rotations, positions_N: Tensor, attend: Attend) -> Tensor:
         cosine_N1D, sine_N1D = (table_TD[positions_N][:, None] for table_TD in rotations)
         hidden_NH = self.embedding[tokens_N]
         # All layers write to the same memory: a thousand tokens in new memory are 12 MB of page faults a layer.

@@ -123,20 +123,22 @@ class Engine:
         ]
         self._waiting = sorted(rows, key=lambda row: row.prompt, reverse=True)  # taken from the end
         self._active: list[_Row] = []
-        self._room = min(batch_size, len(rows))
+        self._most_rows = min(batch_size, len(rows))
         self._last_prompt: list[int] = []
         length = max(len(row.prompt) for row in rows) + max_new_tokens
         self._rotations = decoder.rotations(length)
-        self._cache = decoder.cache(_places(self._room, len(rows)), length)
-        self._logits_NV = torch.empty(self._room, len(decoder.head.weight), device=decoder.device)
+        self._cache = decoder.cache(_places(self._most_rows, len(rows)), length)
+        self._logits_NV = torch.empty(
+            self._most_rows, len(decoder.head.weight), dtype=torch.float32, device=decoder.device
+        )
         self._responses: list[list[int]] = [[] for _ in rows]
 
     def run(self) -> list[list[int]]:
         """The responses, in the order of the prompts."""
         while self._waiting or self._active:
             # A prefill of one prompt costs as much as a step of all rows, so that places are filled several at a time.
-            free = self._room - len(self._active)
-            if self._waiting and (free >= min(len(self._waiting), max(1, self._room // 4))):
+            free = self._most_rows - len(self._active)
+            if self._waiting and (free >= min(len(self._waiting), max(1, self._most_rows // 4))):
                 self._admit([self._waiting.pop() for _ in range(min(free, len(self._waiting)))])
             if self._active:
                 lengths = [row.cached for row in self._active]
@@ -151,16 +153,19 @@ class Engine:
         for row in rows:
             if row.seed is not None:
                 row.uniforms = uniforms(row.seed, self._max_new_tokens).tolist()
-        hidden_NH = self._prompt_states(rows, first)
+        hidden_NH = self._prompt_states(rows, first, self._last_prompt)
+        if not hidden_NH.isfinite().all():
+            # What is no number in one prompt would be none in those that take over its keys and values.
+            hidden_NH = torch.cat([self._prompt_states([row], first + place, []) for place, row in enumerate(rows)])
         if self._waiting:
-            self._last_prompt = rows[-1].prompt
-            self._cache.move(len(self._active) - 1, self._room, len(self._last_prompt))
+            self._last_prompt = rows[-1].prompt if hidden_NH[-1].isfinite().all() else []
+            self._cache.move(len(self._active) - 1, self._most_rows, len(self._last_prompt))
         self._advance(first, hidden_NH)
 
-    def _prompt_states(self, rows: list[_Row], first: int) -> Tensor:
-        """The hidden states that the first new tokens come from, [rows, H]."""
+    def _prompt_states(self, rows: list[_Row], first: int, before: list[int]) -> Tensor:
+        """The hidden states that the first new tokens come from, [rows, H]. before: the prompt taken last, if any."""
         pieces: list[Piece] = []
-        before, source = self._last_prompt, self._room
+        source = self._most_rows
         for place, row in enumerate(rows, start=first):
             shared = shared_tokens(before, row.prompt)
             if place == first:

@@ -15,14 +15,10 @@ from torch import Tensor, nn
 
 from tutelage.models import AdaptedLinear
 
-FEW_ROWS = 14
-"""Up to so many rows a block of the weight is the right factor, from there on the left one; measured."""
-MANY_ROWS = 48
-"""From more rows on the plain product is the fastest."""
-WIDE = 1024
-"""Outputs from which on the block as the left factor, whose product lies the other way round, gains nothing."""
-BLOCK = 32
-"""Rows of a weight in one small product."""
+MANY_ROWS = 256
+"""With more rows than these the plain product is as fast."""
+BLOCK, WIDE_BLOCK = 32, 512
+"""Rows of a weight in one small product, and of a head, whose products are then copied in longer runs."""
 
 
 @dataclass(frozen=True)
@@ -172,19 +168,17 @@ class Blocks:
 def multiply(x_MK: Tensor, weight_NK: Tensor, out_MN: Tensor) -> None:
     """out = x Wᵀ, the fastest way there is for so many rows; out may be a part of wider rows."""
     rows, (width, depth) = len(x_MK), weight_NK.shape
-    blocks, rest = divmod(width, BLOCK)
-    small = x_MK.device.type == "cpu" and x_MK.dtype in (torch.float32, torch.float64) and weight_NK.is_contiguous()
-    plain = rows == 1 or rows > MANY_ROWS or (rows > FEW_ROWS and width > WIDE)
-    if plain or rest or not small:
+    block = WIDE_BLOCK if width >= 16 * WIDE_BLOCK else BLOCK
+    count = width // block
+    known = x_MK.device.type == "cpu" and x_MK.dtype in (torch.float32, torch.float64) and weight_NK.is_contiguous()
+    if not 1 < rows <= MANY_ROWS or not count or not known:
         torch.mm(x_MK, weight_NK.T, out=out_MN)
         return
-    weight_BNK = weight_NK.view(blocks, BLOCK, depth)
-    if rows <= FEW_ROWS:
-        product_BMN = torch.bmm(x_MK.expand(blocks, rows, depth), weight_BNK.transpose(1, 2))
-        out_MN.unflatten(1, (blocks, BLOCK)).copy_(product_BMN.transpose(0, 1))
-    else:
-        product_BNM = torch.bmm(weight_BNK, x_MK.T.contiguous().expand(blocks, depth, rows))
-        out_MN.copy_(product_BNM.view(width, rows).T)
+    weight_BKW = weight_NK[: count * block].view(count, block, depth).transpose(1, 2)
+    product_BMW = torch.bmm(x_MK.expand(count, rows, depth), weight_BKW)
+    out_MN[:, : count * block].unflatten(1, (count, block)).copy_(product_BMW.transpose(0, 1))
+    if width > count * block:
+        torch.mm(x_MK, weight_NK[count * block :].T, out=out_MN[:, count * block :])
 
 
 def _biases(layers: list[Linear]) -> Tensor | None:

@@ -49,6 +49,9 @@ def generate(
     temperature 0 is greedy; otherwise `seeds` has one seed per prompt.
     `stop_when` is asked after each token, with a row's response so far, whether the row is done; a response that
     ends so may have padding behind it. min_new_tokens: no turn ends before; the model's own settings are not asked.
+
+    Raises ValueError without a seed for each prompt where temperature is above 0, for a batch_size or max_new_tokens
+    below 1, and for a prompt without tokens.
     """
     if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {0 if seeds is None else len(seeds)}")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from tutelage.models import BRANCHES, has_window, unwrapped
-from tutelage.rollouts.decoder import Decoder, Layer, Norm
+from tutelage.rollouts.decoder import Decoder
+from tutelage.rollouts.layers import Layer, Norm
 from tutelage.rollouts.products import Linear, SideBySide
 from tutelage.rollouts.trial import PROBE, gives_the_same
 
