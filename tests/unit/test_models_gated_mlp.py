@@ -89,9 +89,11 @@ def test_the_product_is_not_held(own_linear: bool) -> None:
             hold_less_of_gated_layers(model)
         products: list[weakref.ref[Any]] = []
         down = model.base_model.model.model.layers[0].mlp.down_proj
-        down.lora_A["default"].register_forward_pre_hook(
+        down.register_forward_pre_hook(
             lambda _, inputs, products=products: products.append(weakref.ref(inputs[0].untyped_storage()))
         )
+        if own_linear:
+            assert down._plain_adapter(torch.zeros(1, 24)) == "default"
         logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits
         assert len(products) == 1
         assert (products[0]() is None) == holds_less
