@@ -1,4 +1,5 @@
-"""One grpo step: two prompts, eight answers each, 24 tokens each; ours is TRL's trainer with our rollouts."""
+"""One grpo step: two prompts, eight answers each, 24 tokens each; ours is TRL's trainer with our rollouts
+and log-probabilities."""
 
 import json
 from pathlib import Path

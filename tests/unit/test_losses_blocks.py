@@ -156,7 +156,9 @@ def test_token_statistics_of_many_blocks(verdicts):
     )
     logp = (hidden @ weight.T).log_softmax(-1)
     targets[:5] = logp[:5].argmax(-1)
-    stats = token_objective(hidden, Head(weight), targets, torch.ones(POSITIONS), chunk_size=5).stats
+    ones = torch.ones(POSITIONS)
+    stats = token_objective(hidden, Head(weight), targets, ones, chunk_size=5, with_entropy=True).stats
+    assert_close(stats.entropy, -(logp.exp() * logp).sum(-1), atol=1e-12, rtol=1e-10)
     expected = logp.gather(-1, targets[:, None])[:, 0]
     assert_close(stats.nll, -expected, atol=1e-12, rtol=1e-10)
     assert_close(stats.probability, expected.exp(), atol=1e-12, rtol=1e-10)
@@ -265,11 +267,12 @@ def test_references_rise_block_by_block(spec, trained, verdicts):
         kls = torch.distributions.kl_divergence(p, q), torch.distributions.kl_divergence(q, p)
         expected = [*kls, p.entropy(), q.entropy(), token_logp, q.log_prob(tokens)]
     else:
-        result = token_objective(hidden, head, tokens, ones, spec, 5)
+        result = token_objective(hidden, head, tokens, ones, spec, 5, with_entropy=True)
         labels = torch.cat([tokens[:1], tokens])[None]
         shifted = torch.cat([logits, logits[:1]])[None]
         dense = (nll_loss if spec == "nll" else dft_loss)(shifted, labels, 1)
-        expected = [-token_logp, token_logp.exp(), logp.argmax(-1) == tokens]
+        entropy = torch.distributions.Categorical(logits=logits.detach()).entropy()
+        expected = [-token_logp, token_logp.exp(), logp.argmax(-1) == tokens, entropy]
     assert_close(list(result.stats), expected, atol=1e-9, rtol=1e-9)
     measured = value_and_gradients(result.loss_sum, hidden, weight, bias)
     assert_close(measured, value_and_gradients(dense, hidden, weight, bias), atol=1e-9, rtol=1e-9)
@@ -409,3 +412,18 @@ def test_blocks_cover_the_vocabulary_once(monkeypatch):
     blocks = vocabulary_blocks.vocabulary_blocks(203, 4, torch.empty(0))
     assert blocks == [Block(0, 48, 3), Block(48, 96, 3), Block(96, 144, 3), Block(144, 192, 3), Block(192, 203, 1)]
     assert torch.cat([block.entries(torch.arange(203)).flatten() for block in blocks]).tolist() == list(range(203))
+
+
+def test_the_entropy_of_a_certain_target_and_of_impossible_tokens(verdicts):
+    """A target 2000 above all others has entropy 0. Tokens with logit −∞ leave that of the others, ln 3 of three equal
+    ones, and are gone through by rows: 0 · ∞ is no number."""
+    bias = torch.full((VOCABULARY,), -math.inf, dtype=torch.float64)
+    bias[[3, 90, 200]] = 1.5
+    certain = torch.zeros(VOCABULARY, dtype=torch.float64)
+    certain[90] = 2000.0
+    hidden, weight = torch.zeros(2, HIDDEN, dtype=torch.float64), random(VOCABULARY, HIDDEN, seed=1)
+    for logits, expected in ((bias, math.log(3)), (certain, 0.0)):
+        head = Head(weight, logits)
+        result = token_objective(hidden, head, torch.tensor([90, 90]), torch.ones(2), with_entropy=True)
+        assert_close(result.stats.entropy, torch.full((2,), expected, dtype=torch.float64))
+    assert verdicts == [False, True]

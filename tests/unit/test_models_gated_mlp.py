@@ -2,12 +2,16 @@
 
 import copy
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
+from torch.nn import functional
+from torch.nn.modules import module as modules
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -89,9 +93,11 @@ def test_the_product_is_not_held(own_linear: bool) -> None:
             hold_less_of_gated_layers(model)
         products: list[weakref.ref[Any]] = []
         down = model.base_model.model.model.layers[0].mlp.down_proj
-        down.lora_A["default"].register_forward_pre_hook(
+        down.register_forward_pre_hook(
             lambda _, inputs, products=products: products.append(weakref.ref(inputs[0].untyped_storage()))
         )
+        if own_linear:
+            assert down._plain_adapter(torch.zeros(1, 24)) == "default"
         logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits
         assert len(products) == 1
         assert (products[0]() is None) == holds_less
@@ -122,6 +128,107 @@ def test_a_hook_on_the_activation_is_called() -> None:
     model.model.layers[1].mlp.act_fn.register_forward_hook(lambda *call: seen.append(call[2]))
     model(input_ids=torch.tensor([[5, 6, 7]]))
     assert [tuple(value.shape) for value in seen] == [(1, 3, 24)]
+
+
+def gelu_called(model: Any) -> None:
+    model.model.layers[1].mlp.act_fn = nn.GELU()
+
+
+def gelu_as_forward(model: Any) -> None:
+    model.model.layers[1].mlp.act_fn.forward = functional.gelu
+
+
+@pytest.mark.parametrize("change", [gelu_called, gelu_as_forward])
+def test_an_activation_that_is_changed_afterwards_is_called(change: Callable[[Any], None]) -> None:
+    model, reference = llama(), llama()
+    silu = gradients(reference)
+    hold_less_of_gated_layers(model)
+    change(model)
+    change(reference)
+    expected = gradients(reference)
+    assert_close(gradients(model), expected, rtol=0, atol=0)
+    assert float((expected["lm_head.weight"] - silu["lm_head.weight"]).abs().max()) > 1e-5
+    with torch.no_grad():
+        x = torch.randn(1, 3, 8)
+        assert_close(model.model.layers[1].mlp(x), reference.model.layers[1].mlp(x), rtol=0, atol=0)
+
+
+def test_hooks_of_the_backward_pass_and_of_all_modules_are_called() -> None:
+    model = llama()
+    hold_less_of_gated_layers(model)
+    seen: list[str] = []
+    act_fn = model.model.layers[1].mlp.act_fn
+    handles = [
+        act_fn.register_full_backward_hook(lambda *call: seen.append("after")),
+        act_fn.register_full_backward_pre_hook(lambda *call: seen.append("before")),
+    ]
+    gradients(model)
+    assert seen == ["before", "after"]
+    for handle in handles:
+        handle.remove()
+    seen.clear()
+    handle = modules.register_module_forward_hook(
+        lambda module, *call: seen.append("forward") if module is act_fn else None
+    )
+    try:
+        gradients(model)
+    finally:
+        handle.remove()
+    assert seen == ["forward"]
+    gradients(model)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("own_linear", [True, False])
+def test_hooks_of_the_caller_see_all_that_is_saved(own_linear: bool) -> None:
+    """As an offload to the CPU has them: of nested hooks the innermost act alone."""
+    saved: list[list[int]] = []
+    for holds_less in (False, True):
+        model = adapted(ADAPTED, own_linear=own_linear)
+        expected = gradients(model)
+        if holds_less:
+            hold_less_of_gated_layers(model)
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            found = gradients(model)
+        assert_close(found, expected, rtol=0, atol=0)
+        saved.append(sizes)
+    assert sorted(saved[0]) == sorted(saved[1])
+    assert len(saved[0]) > 50
+
+
+def test_where_hooks_are_forbidden_it_computes_still() -> None:
+    model = llama()
+    expected = gradients(model)
+    hold_less_of_gated_layers(model)
+    with disable_saved_tensors_hooks("not here"):
+        found = gradients(model)
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_that_is_switched_on_afterwards_lets_go_of_gate_and_up(use_reentrant: bool) -> None:
+    model = llama().train()
+    hold_less_of_gated_layers(model)
+    expected = gradients(model)
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    outputs: list[weakref.ref[Any]] = []
+    handles = [
+        layer.register_forward_hook(lambda *call: outputs.append(weakref.ref(call[2].untyped_storage())))
+        for layer in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj)
+    ]
+    logits = model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False).logits
+    assert [output() for output in outputs] == [None, None]
+    logits.sum().backward()
+    for handle in handles:
+        handle.remove()
+    assert_close(gradients(model), expected, rtol=0, atol=0)
 
 
 def test_it_is_sampled_by_our_decoder_still() -> None:

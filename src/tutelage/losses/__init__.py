@@ -22,6 +22,7 @@ from tutelage.losses.dense import (
 )
 from tutelage.losses.head import AnyHead, Head, IdentityHead
 from tutelage.losses.linear import linear_dft_loss, linear_divergence, linear_nll_loss
+from tutelage.losses.log_probs import TokenLogProbs, token_log_probs
 from tutelage.losses.per_position import Divergence, DivergenceKind, Estimator
 from tutelage.losses.positions import IGNORE_INDEX
 from tutelage.losses.statistics import DivergenceStats, TokenStats
@@ -36,6 +37,7 @@ __all__ = [
     "Estimator",
     "Head",
     "IdentityHead",
+    "TokenLogProbs",
     "TokenObjective",
     "TokenResult",
     "TokenStats",
@@ -50,6 +52,7 @@ __all__ = [
     "nll_loss",
     "reverse_kl",
     "sampled_divergence",
+    "token_log_probs",
     "token_objective",
     "topk_divergence",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from tutelage.losses.exponential_sums import (
     ExponentialSums,
     exponentials_,
+    exponentiate_,
     rescaled_,
     row_maxima,
     row_sums,
@@ -121,13 +122,13 @@ class BlockedDivergence(BlockedChunk):
         measured, kind = self._places is not None and not self._own_sums, self.spec.kind
         student_pnw.sub_(self._student.reference_n.unsqueeze(-1))
         teacher_pnw.sub_(self._teacher.reference_n.unsqueeze(-1))
-        _exponentiate(self._teacher, teacher_pnw, spare_pnw if measured else None)
+        exponentiate_(self._teacher, teacher_pnw, spare_pnw if measured else None)
         if measured or kind == "forward_kl":
             self._teacher.add(torch.mul(teacher_pnw, gap_pnw, out=spare_pnw), "gap")
         if kind == "jsd":
             # Its gradient is found from the logits, when c is known: only their sums are taken here.
             student_pnw = teacher_pnw.copy_(student_pnw)
-        _exponentiate(self._student, student_pnw, spare_pnw if measured else None)
+        exponentiate_(self._student, student_pnw, spare_pnw if measured else None)
         if kind == "reverse_kl":
             self._student.add(gap_pnw.mul_(student_pnw), "gap")
         elif measured:
@@ -141,7 +142,7 @@ class BlockedDivergence(BlockedChunk):
         teacher_pnw, *spare = self.workspace.spare_tiles(block, self.rows, self.SPARE_TILES)
         for sums, logits_pnw in zip(self._measured, (student_pnw, teacher_pnw), strict=True):
             logits_pnw = torch.mul(logits_pnw, self.spec.temperature, out=spare[0])
-            _exponentiate(sums, logits_pnw.sub_(sums.reference_n.unsqueeze(-1)), spare[1])
+            exponentiate_(sums, logits_pnw.sub_(sums.reference_n.unsqueeze(-1)), spare[1])
             sums.add(logits_pnw.mul_(gap_pnw), "gap")
 
     def _make_logits(self, block: Block, teacher_pnw: Tensor) -> None:
@@ -235,17 +236,6 @@ class BlockedDivergence(BlockedChunk):
 
     def finish(self) -> None:
         self.set_hidden(self._scale_n)
-
-
-def _exponentiate(sums: ExponentialSums, logits_pnw: Tensor, spare_pnw: Tensor | None) -> None:
-    """Exponentials in place and their sum; given a spare tile, also the sum of their products with the logits."""
-    if spare_pnw is None:
-        exponentials_(logits_pnw)
-    else:
-        exponentials_(spare_pnw.copy_(logits_pnw))
-        sums.add(logits_pnw.mul_(spare_pnw), "logits")
-        logits_pnw.copy_(spare_pnw)
-    sums.add(logits_pnw)
 
 
 def _log_ratio(student: ExponentialSums, teacher: ExponentialSums) -> Tensor:

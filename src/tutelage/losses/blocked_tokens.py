@@ -10,14 +10,23 @@ import math
 import torch
 from torch import Tensor
 
-from tutelage.losses.exponential_sums import ExponentialSums, exponentials_, rescaled_, row_maxima
+from tutelage.losses.exponential_sums import (
+    LOWEST_REFERENCE,
+    ExponentialSums,
+    exponentiate_,
+    rescaled_,
+    row_maxima,
+)
 from tutelage.losses.gradient_sums import GradientSums
 from tutelage.losses.statistics import TokenStats
 from tutelage.losses.vocabulary_blocks import Block, BlockedChunk, BlockedHead, TokenPlaces, Workspace
 
 
 class BlockedTokens(BlockedChunk):
-    """A chunk's targets and weights. Results: `value_n`, `stats`. Tiles have to be kept if the head is trained."""
+    """A chunk's targets and weights. Results: `value_n`, `stats`. Tiles have to be kept if the head is trained.
+
+    For the entropy the workspace has a spare tile.
+    """
 
     value_n: Tensor
     stats: TokenStats
@@ -32,10 +41,12 @@ class BlockedTokens(BlockedChunk):
         workspace: Workspace,
         *,
         weighted_by_probability: bool,
+        with_entropy: bool,
     ) -> None:
         super().__init__(head, sums, span, weights_N, workspace)
         self.targets_n = targets_N[span]
         self.weighted_by_probability = weighted_by_probability
+        self.with_entropy = with_entropy
         self._scaled_nD = head.scaled(self.hidden_nD)
         self._places = TokenPlaces(self.targets_n, workspace.blocks)
         self._target_n = self._scaled_nD.new_zeros(self.rows)
@@ -53,8 +64,17 @@ class BlockedTokens(BlockedChunk):
         factor_n = self._others.meet(largest_other_n)
         if factor_n is not None:
             self.rescale_hidden(factor_n)
-        self._others.add(exponentials_(tile_pnw.sub_(self._others.reference_n.unsqueeze(-1))))
+        self._add_others(number, block, tile_pnw.sub_(self._others.reference_n.unsqueeze(-1)))
         self.add_to_hidden(tile_pnw, block)
+
+    def _add_others(self, number: int, block: Block, tile_pnw: Tensor) -> None:
+        """Exponentials in place, and what is summed of them."""
+        spare_pnw = None
+        if self.with_entropy:
+            (spare_pnw,) = self.workspace.spare_tiles(block, self.rows, 1)
+            if self._places.any_inside(number):
+                tile_pnw[self._places.inside(number, block)] = LOWEST_REFERENCE  # −∞ · 0 would be no number
+        exponentiate_(self._others, tile_pnw, spare_pnw)
 
     def _take_out_targets(self, number: int, block: Block, tile_pnw: Tensor) -> None:
         """Note the logits of the block's targets, and whether an earlier entry is as large: argmax would take that."""
@@ -73,7 +93,8 @@ class BlockedTokens(BlockedChunk):
         nll_n = torch.logaddexp(excess_n, torch.zeros_like(excess_n))
         probability_n = excess_n.neg().sigmoid()
         correct_n = self._first_n & (self._target_n >= self._largest_other_n)
-        self.stats = TokenStats(nll_n, probability_n, correct_n)
+        entropy_n = self._entropy(nll_n, probability_n, excess_n) if self.with_entropy else nll_n.new_empty(0)
+        self.stats = TokenStats(nll_n, probability_n, correct_n, entropy_n)
         weight_n = self.head.factor * self.weights_n
         self.value_n = nll_n
         if self.weighted_by_probability:
@@ -82,7 +103,12 @@ class BlockedTokens(BlockedChunk):
         # 1 − p, shared out among the others.
         self._target_scale_n = weight_n * excess_n.sigmoid()
         self._scale_n = torch.where(others_n > 0, self._target_scale_n / others_n, 0.0)
-        return bool(nll_n.isfinite().all())
+        return bool(nll_n.isfinite().all() and entropy_n.isfinite().all())
+
+    def _entropy(self, nll_n: Tensor, probability_n: Tensor, excess_n: Tensor) -> Tensor:
+        """−p log p − q log q + q · H(others), with q = 1 − p."""
+        q_n, minus_log_q_n = excess_n.sigmoid(), torch.logaddexp(-excess_n, torch.zeros_like(excess_n))
+        return probability_n * nll_n + torch.where(q_n > 0, q_n * (minus_log_q_n + self._others.entropy()), 0.0)
 
     def differentiate(self, number: int, block: Block) -> None:
         if self.sums.of_head:

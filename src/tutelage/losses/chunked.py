@@ -75,6 +75,8 @@ class _ByBlocks:
     """The head's, for dtype and device."""
     sides: int
     """1, or 2 if there are logits of a teacher."""
+    spare_tiles: int
+    """Tiles of a chunk's rows and one block that it works in besides."""
     keeps_tiles: bool
 
 
@@ -85,12 +87,15 @@ def token_objective(
     weights_N: Tensor,
     objective: TokenObjective = "nll",
     chunk_size: int | None = None,
+    *,
+    with_entropy: bool = False,
 ) -> TokenResult:
     """Σ_n w_n · (−log p_n) for `nll`, Σ_n w_n · (−sg(p_n)·log p_n) for `dft` (arXiv:2508.05629), not normalised.
 
     Position n of `hidden_ND` predicts `targets_N[n]`: nothing is shifted. A position of weight 0 is measured but
     gives neither loss nor gradient, whatever it holds. Gradients reach the hidden states and the head's weight
     and bias, each if it requires grad. `chunk_size` counts positions. With an `IdentityHead` hidden states are logits.
+    `with_entropy`: the statistics have the entropy too.
     Raises ShapeError if shapes disagree or a target has no logit, ConfigError for an unknown objective or chunk size.
     """
     if objective not in _TOKEN_RULES:
@@ -104,7 +109,7 @@ def token_objective(
     def rows(logits_nV: Tensor, span: slice, with_gradient: bool) -> tuple[ValueAndGradient, TokenStats]:
         logp_nV = log_probabilities(logits_nV)
         loss = rule(logp_nV, targets_N[span], with_gradient=with_gradient)
-        return loss, measure_tokens(logp_nV, targets_N[span])
+        return loss, measure_tokens(logp_nV, targets_N[span], with_entropy=with_entropy)
 
     sums = GradientSums.for_trained(hidden_ND, head)
     by_blocks = None
@@ -114,10 +119,18 @@ def token_objective(
             blocked = BlockedHead.of(head)
             for span in spans:
                 yield BlockedTokens(
-                    blocked, sums, span, targets_N, weights_N, workspace, weighted_by_probability=objective == "dft"
+                    blocked,
+                    sums,
+                    span,
+                    targets_N,
+                    weights_N,
+                    workspace,
+                    weighted_by_probability=objective == "dft",
+                    with_entropy=with_entropy,
                 )
 
-        by_blocks = _ByBlocks(chunks, head.weight.detach(), sides=1, keeps_tiles=sums.of_head)
+        spare_tiles = 1 if with_entropy else 0
+        by_blocks = _ByBlocks(chunks, head.weight.detach(), sides=1, spare_tiles=spare_tiles, keeps_tiles=sums.of_head)
     loss_sum, stats = _weighted_sum(sums, weights_N, rows, by_blocks, chunk_size)
     return TokenResult(loss_sum, TokenStats(*map(torch.cat, zip(*stats, strict=True))))
 
@@ -221,7 +234,13 @@ def _divergence(
                 yield BlockedDivergence(head, sums, span, teacher, tokens, weights_N, divergence, workspace)
 
         keeps = BlockedDivergence.keeps_tiles(divergence, with_gradient=sums.any)
-        by_blocks = _ByBlocks(chunks, student_head.weight.detach(), sides=2, keeps_tiles=keeps)
+        by_blocks = _ByBlocks(
+            chunks,
+            student_head.weight.detach(),
+            sides=2,
+            spare_tiles=BlockedDivergence.SPARE_TILES,
+            keeps_tiles=keeps,
+        )
     return _weighted_sum(sums, weights_N, rows, by_blocks, chunk_size)
 
 
@@ -283,7 +302,7 @@ def _go_by_blocks(sums: GradientSums, by_blocks: _ByBlocks, spans: list[slice]) 
         sums.head.vocabulary,
         rows * by_blocks.sides,
         keeps=by_blocks.keeps_tiles,
-        spare_rows=BlockedDivergence.SPARE_TILES * rows if by_blocks.sides == 2 else 0,
+        spare_rows=by_blocks.spare_tiles * rows,
     )
     return go_through(by_blocks.chunks(sums, spans, workspace), workspace.blocks)
 

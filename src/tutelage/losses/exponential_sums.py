@@ -32,6 +32,17 @@ def rescaled_(exponentials_pnw: Tensor, factor_n: Tensor) -> Tensor:
     return functional.threshold(exponentials_pnw.mul_(factor_n.unsqueeze(-1)), SMALLEST_EXPONENTIAL, 0.0, inplace=True)
 
 
+def exponentiate_(sums: "ExponentialSums", logits_pnw: Tensor, spare_pnw: Tensor | None) -> None:
+    """Exponentials in place and their sum; given a spare tile, also the sum of their products with the logits."""
+    if spare_pnw is None:
+        exponentials_(logits_pnw)
+    else:
+        exponentials_(spare_pnw.copy_(logits_pnw))
+        sums.add(logits_pnw.mul_(spare_pnw), "logits")
+        logits_pnw.copy_(spare_pnw)
+    sums.add(logits_pnw)
+
+
 class ExponentialSums:
     """Σ e^(z − reference) of each row, and Σ e^(z − reference) · x for other x, in one part for each block.
 

@@ -3,7 +3,7 @@
 Where a model keeps its head, and whether it is tied, is found elsewhere.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn import functional
@@ -52,6 +52,11 @@ class Head:
             and self.scale == other.scale
             and self.softcap == other.softcap
         )
+
+    def at_temperature(self, temperature: float) -> "Head":
+        """The head whose logits are these divided by `temperature`, after the soft-cap."""
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return replace(self, softcap=softcap, scale=self.scale / temperature)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """[N, V] in float32 (float64 for a float64 weight); the product itself is in the weight's dtype."""

@@ -1,4 +1,4 @@
-"""Hands autograd a value whose gradients are known already. The one autograd.Function of the losses.
+"""Hands autograd a value whose gradients are known already.
 
 What value and gradients are is computed by the callers, outside autograd.
 """

@@ -12,7 +12,7 @@ from tutelage.losses.per_position import at_tokens, expectation
 
 
 class TokenStats(NamedTuple):
-    """How well the student predicts its targets; every field has shape [N]."""
+    """How well the student predicts its targets; every field has shape [N], except as it says."""
 
     nll: Tensor
     """-log p_t, in nats, also when the objective is dft."""
@@ -20,6 +20,8 @@ class TokenStats(NamedTuple):
     """p_t."""
     correct: Tensor
     """Whether the target is the argmax, the first of the most likely tokens (bool)."""
+    entropy: Tensor
+    """H(p) in nats; of shape [0] unless it was asked for, since it takes time of its own."""
 
 
 class DivergenceStats(NamedTuple):
@@ -43,13 +45,14 @@ class DivergenceStats(NamedTuple):
     """log q of the response token."""
 
 
-def measure_tokens(logp_NV: Tensor, targets_N: Tensor) -> TokenStats:
+def measure_tokens(logp_NV: Tensor, targets_N: Tensor, *, with_entropy: bool = False) -> TokenStats:
     """The student's log-probabilities [N, V] against its targets [N]."""
     target_logp_N = at_tokens(logp_NV, targets_N)
     return TokenStats(
         nll=-target_logp_N,
         probability=target_logp_N.exp(),
         correct=logp_NV.argmax(-1) == targets_N,
+        entropy=-expectation(logp_NV.exp(), logp_NV) if with_entropy else logp_NV.new_empty(0),
     )
 
 

@@ -11,7 +11,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.nn.modules import module as modules
+
+from tutelage.models.plain_call import is_only_its_class
 
 
 class AdaptedLinear(LoraLinear):
@@ -30,14 +31,14 @@ class AdaptedLinear(LoraLinear):
         dropout, trained or quantised or sharded weights, mixed precision, hooks, forwards put onto a layer."""
         if self.disable_adapters or self.merged or torch.is_autocast_enabled(x.device.type):
             return None
-        if modules._has_any_global_hook() or self._backward_hooks or self._backward_pre_hooks:
+        if self._backward_hooks or self._backward_pre_hooks:
             return None
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1 or active[0] in self.lora_variant:
             return None
         (name,) = active
         dropout: Any = self.lora_dropout[name]
-        if (self.training and getattr(dropout, "p", 0.0) > 0) or not _is_only_its_class(dropout):
+        if (self.training and getattr(dropout, "p", 0.0) > 0) or not is_only_its_class(dropout):
             return None
         layers = self.base_layer, self.lora_A[name], self.lora_B[name]
         if not all(_is_plain(layer, x.dtype) for layer in layers) or any(
@@ -62,14 +63,8 @@ def _is_plain(layer: Any, dtype: torch.dtype) -> bool:
         and layer.weight.dtype == dtype
         and type(layer.weight.data) is Tensor
         and layer.weight.ndim == 2  # a shard is flat
-        and _is_only_its_class(layer)
+        and is_only_its_class(layer)
     )
-
-
-def _is_only_its_class(layer: nn.Module) -> bool:
-    """Whether calling it, which the short way does not, would do nothing else: no hooks, no forward of its own."""
-    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    return not any(hooks) and "forward" not in layer.__dict__
 
 
 class _AdaptedProduct(torch.autograd.Function):

@@ -15,8 +15,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
+from tutelage.models.plain_call import is_only_its_class
+
 KNOWN_CLASSES = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 """Of transformers: `down_proj(act_fn(gate_proj(x)) * up_proj(x))` and nothing else."""
+SILU_CLASSES = (nn.SiLU, SiLUActivation)
+"""The activations that are `torch.nn.functional.silu`."""
 
 
 def hold_less_of_gated_layers(model: nn.Module) -> None:
@@ -25,21 +29,39 @@ def hold_less_of_gated_layers(model: nn.Module) -> None:
         kind = type(module)
         if kind.__name__ not in KNOWN_CLASSES or not kind.__module__.startswith("transformers.models."):
             continue
-        if type(module.act_fn) in (nn.SiLU, SiLUActivation) and "forward" not in module.__dict__:
+        if type(module.act_fn) in SILU_CLASSES and "forward" not in module.__dict__:
             # A bound method, which a deep copy of the model binds to the copy.
             module.forward = types.MethodType(_forward, module)
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
     gate, up = self.gate_proj(x), self.up_proj(x)
-    if self.act_fn._forward_hooks or self.act_fn._forward_pre_hooks:
+    if type(self.act_fn) not in SILU_CLASSES or not is_only_its_class(self.act_fn):
         return self.down_proj(self.act_fn(gate) * up)
     if not torch.is_grad_enabled() or not (gate.requires_grad or up.requires_grad):
         return self.down_proj(gated_product(gate, up))
+    if _others_decide_what_is_held():
+        return self.down_proj(self.act_fn(gate) * up)
     product = cast("Tensor", _GatedProduct.apply(gate, up))
     held = _Held(gate.detach(), up.detach(), product)
     with saved_tensors_hooks(held.pack, held.unpack):
         return self.down_proj(product)
+
+
+def _others_decide_what_is_held() -> bool:
+    """Whether hooks of saved tensors are at work or forbidden; True where PyTorch does not say.
+
+    Of hooks the innermost act alone: ours would keep tensors from an offload to the CPU, and, where a layer is
+    checkpointed, from being let go.
+    """
+    if _top_hooks is None or _hooks_allowed is None:
+        return True
+    return _top_hooks(True) is not None or not _hooks_allowed()
+
+
+# Nothing public says it.
+_top_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # pyright: ignore
+_hooks_allowed: Any = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled", None)  # pyright: ignore
 
 
 def gated_product(gate: Tensor, up: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from tutelage.models import BRANCHES, has_window, unwrapped
+from tutelage.models.gated_mlp import SILU_CLASSES
 from tutelage.rollouts.decoder import Decoder
 from tutelage.rollouts.layers import Layer, Norm
 from tutelage.rollouts.products import Linear, SideBySide
@@ -138,18 +139,31 @@ def _read(inner: Any) -> Decoder:
     for part in _parts(decoder):
         if type(part).__module__ != type(inner).__module__:
             raise _Refused(f"a {type(part).__name__} has taken the place of a part of its own")
+    layers = list(decoder.layers[: config.num_hidden_layers])
+    _check_layers(layers)
     embedding_VH = decoder.embed_tokens.weight.detach()
     _check_tensors(embedding_VH, inner)
     return Decoder(
         embedding=embedding_VH,
-        layers=[_read_layer(layer, number) for number, layer in enumerate(decoder.layers[: config.num_hidden_layers])],
+        layers=[_read_layer(layer, number) for number, layer in enumerate(layers)],
         norm=_norm(decoder.norm),
         head=_linear(inner.get_output_embeddings(), "the head"),
         heads=config.num_attention_heads,
         key_heads=config.num_key_value_heads,
-        scaling=decoder.layers[0].self_attn.scaling,
+        scaling=layers[0].self_attn.scaling,
         rotary=decoder.rotary_emb,
     )
+
+
+def _check_layers(layers: list[Any]) -> None:
+    """What a layer may have of its own beside its tensors. A trial would see it, but only the first time."""
+    first = layers[0].self_attn.scaling
+    for number, layer in enumerate(layers):
+        scaling, activation = layer.self_attn.scaling, type(layer.mlp.act_fn)
+        if scaling != first:
+            raise _Refused(f"attention of layer {number} is scaled by {scaling}, that of layer 0 by {first}")
+        if activation not in SILU_CLASSES:
+            raise _Refused(f"the activation of layer {number} is {activation.__name__}, not silu")
 
 
 def _parts(decoder: Any) -> Iterator[nn.Module]:

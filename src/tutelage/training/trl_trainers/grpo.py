@@ -1,4 +1,7 @@
-"""grpo: TRL's trainer with our rollouts and scores. Not here: what becomes of missing scores (`rewards.py`)."""
+"""grpo: TRL's trainer with our rollouts, scores and log-probabilities.
+
+Not here: what becomes of missing scores (`rewards.py`).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +20,9 @@ from tutelage.config import GrpoConfig, TrainingConfig
 from tutelage.data.rows import PromptRow
 from tutelage.events import EventLog, Tag
 from tutelage.files import JsonLinesFile
-from tutelage.models import LoadedModel
+from tutelage.losses import AnyHead, TokenLogProbs, token_log_probs
+from tutelage.models import LoadedModel, head_forward, lay_out, unwrapped
+from tutelage.models.scoring import Pair, predicting_places
 from tutelage.rollouts import generate, rollout_seed
 from tutelage.training.arguments import build_arguments
 from tutelage.training.gold_evaluation import GoldAnswerTrainer
@@ -50,7 +55,11 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
         self.sampled_rows: list[PromptRow] = []
         """The rows of the batch that is being sampled, one an answer."""
         dataset = datasets.Dataset.from_list([{"prompt": messages_of(row), "index": i} for i, row in enumerate(rows)])
+        inner = unwrapped(arguments["model"])
+        forward = inner.__dict__.get("forward")
         super().__init__(train_dataset=dataset, reward_funcs=[_scored_elsewhere], **arguments)
+        if not self.aux_loss_enabled:
+            _put_back(inner, forward)
         objective = self.config.objective
         assert isinstance(objective, GrpoConfig)
         self.grpo = objective
@@ -148,6 +157,56 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
             seeds=[rollout_seed(self.config.seed, step, *identity) for identity in identities],
         )
 
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Of the answers' tokens [B, `logits_to_keep`], 0 where there is none; entropies are constants.
+
+        TRL computes a prompt once for each answer, and logits of prompts and padding too: here prompts are shared
+        (`models/layout.py`), and only answers go through the head. TRL's own where a loss of experts is asked for.
+        """
+        if compute_aux_loss:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss
+            )
+        keep_BT = attention_mask.bool()
+        kept_BC, ids_BC = keep_BT[:, -logits_to_keep:], input_ids[:, -logits_to_keep:]
+        prompts, answers = (
+            [ids_T[keep_T].tolist() for ids_T, keep_T in zip(*side, strict=True)]
+            for side in ((input_ids[:, :-logits_to_keep], keep_BT[:, :-logits_to_keep]), (ids_BC, kept_BC))
+        )
+        pairs = list(zip(prompts, answers, strict=True))
+        size = batch_size or len(pairs)
+        parts = [
+            self._log_probs(model, batch, with_entropy=compute_entropy)
+            for batch in [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        ]
+        log_prob_N, entropy_N = map(torch.cat, zip(*parts, strict=True))
+        log_prob_BC = log_prob_N.new_zeros(kept_BC.shape).masked_scatter(kept_BC, log_prob_N)
+        entropy_BC = entropy_N.new_zeros(kept_BC.shape).masked_scatter(kept_BC, entropy_N) if compute_entropy else None
+        return log_prob_BC, entropy_BC, None
+
+    def _log_probs(self, model: Any, pairs: Sequence[Pair], *, with_entropy: bool) -> TokenLogProbs:
+        """Of the answers of these pairs, one after the other, at the temperature of the rollouts."""
+        layout = lay_out(model, [[*prompt, *answer] for prompt, answer in pairs])
+        place_N = predicting_places(layout, pairs)
+        tokens_N = torch.tensor([token for _, answer in pairs for token in answer], device=place_N.device)
+
+        def through_head(hidden_BTD: Tensor, head: AnyHead) -> TokenLogProbs:
+            hidden_ND = hidden_BTD.flatten(0, 1)[place_N]
+            return token_log_probs(hidden_ND, head, tokens_N, temperature=self.temperature, with_entropy=with_entropy)
+
+        with self.accelerator.autocast():
+            return head_forward(model, layout.inputs, through_head)
+
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """Scores of all processes' answers, shape [N, 1], all finite: see `Scores`."""
         answers = [turns[-1]["content"] for turns in completions]
@@ -201,6 +260,17 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
             total, count, missing = float(finite_N.sum()), len(finite_N), len(rows) - len(finite_N)
         metrics.add(f"{prefix}_reward", total, count)
         metrics.add(f"{prefix}_unscored", missing, 1 if rank == 0 else 0)  # the sum over processes, no mean
+
+
+def _put_back(model: Any, forward: Any) -> None:
+    """The forward that the model had before TRL put one with a head of its own in its place.
+
+    Nothing calls TRL's, and a model with another's forward is not sampled by our decoder.
+    """
+    if forward is None:
+        model.__dict__.pop("forward", None)
+    else:
+        model.forward = forward
 
 
 def _scored_elsewhere(**columns: Any) -> list[float]:
