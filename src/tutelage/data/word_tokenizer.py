@@ -94,13 +94,18 @@ def _expression(backend: Any) -> str | None:
 
     if not isinstance(backend.model, BPE) or backend.model.dropout:
         return None
-    normalizer = _described(backend.normalizer)
-    if normalizer is not None and normalizer["type"] != "NFC":  # which leaves such texts alone
+    if backend.normalizer is not None:
+        normalizer = _described(backend.normalizer)
+        if normalizer is None or normalizer["type"] != "NFC":  # which leaves such texts alone
+            return None
+    parts = _described(backend.pre_tokenizer)
+    if parts is None:
         return None
-    parts: Any = _described(backend.pre_tokenizer) or {"type": None}
     steps: list[dict[str, Any]] = parts["pretokenizers"] if parts["type"] == "Sequence" else [parts]
+    if not 1 <= len(steps) <= 2:
+        return None
     first, last = steps[0], steps[-1]
-    if len(steps) > 2 or last["type"] != "ByteLevel" or last["add_prefix_space"]:
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
     if len(steps) == 1:
         return _GPT2 if last["use_regex"] else None
@@ -111,6 +116,9 @@ def _expression(backend: Any) -> str | None:
     return None
 
 
-def _described(part: Any) -> Any:
-    """A part of a Rust tokenizer as its JSON."""
-    return None if part is None else json.loads(part.__getstate__())
+def _described(part: Any) -> dict[str, Any] | None:
+    """A part of a Rust tokenizer as its JSON; None if there is none, or it has none: it is somebody's Python."""
+    try:
+        return None if part is None else json.loads(part.__getstate__())
+    except Exception:  # the bindings raise nothing narrower
+        return None
