@@ -131,6 +131,20 @@ def test_words_that_never_come_again_are_left_to_the_tokenizer(monkeypatch: pyte
     assert answers[-1] is None
 
 
+def test_long_words_are_not_kept() -> None:
+    """A word of 48 letters is, one of 49 is not, and is learned as often as it comes; 2,000 of them would be megabytes."""
+    tokenizer = tokenizer_of(byte_level())
+    words = word_tokenizer(tokenizer, ())
+    assert words is not None
+    known, learned = set(words._words), words._words.num_learned
+    texts = ["x" * 48, "y" * 49, "z" * 2000, "y" * 49]
+    assert [words.ids(text) for text in texts] == [
+        tokenizer.encode(text, add_special_tokens=False).ids for text in texts
+    ]
+    assert set(words._words) - known == {"x" * 48}
+    assert words._words.num_learned - learned == 4
+
+
 @pytest.mark.parametrize(
     ("added", "is_quick"),
     [

@@ -29,7 +29,8 @@ _SPLITS = {
 }
 """By the expression of a tokenizer, what it comes to for such texts."""
 
-_MAX_WORDS = 50_000  # some 10 MB; then they are learned anew
+_MAX_WORDS = 50_000  # some 15 MB, 50 MB if all are long; then they are learned anew
+_LONGEST_KEPT = 48  # characters; longer ones seldom come again, and one of 2,000 letters takes 26 kB
 _TRIAL = 20_000  # so many words may be learned before it is asked whether words come again
 _PROBE = (
     "It's  what THEY'LL  say,\n\n\tof 12345 (or 6) things ...\r\n  we've  \n x=[1, 22]; y_z == 'REd' \x1c\x1d a\x0b"
@@ -38,7 +39,7 @@ _PROBE = (
 
 
 class _Words(dict[str, tuple[int, ...]]):
-    """Ids of words; a new one is learned when it is asked for."""
+    """Ids of words; a new one is learned when it is asked for, and kept if it is not long."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -48,10 +49,11 @@ class _Words(dict[str, tuple[int, ...]]):
         # Alone, a word is cut as it was in its text: only white space is looked at from outside, by `(?!\S)`, and a
         # word of white space is whole at the end of a text too.
         ids = tuple(self._backend.encode(word, add_special_tokens=False).ids)
-        if len(self) >= _MAX_WORDS:
-            self.clear()
-        self[word] = ids
         self.num_learned += 1
+        if len(word) <= _LONGEST_KEPT:
+            if len(self) >= _MAX_WORDS:
+                self.clear()
+            self[word] = ids
         return ids
 
 
