@@ -132,7 +132,7 @@ def test_words_that_never_come_again_are_left_to_the_tokenizer(monkeypatch: pyte
 
 
 def test_long_words_are_not_kept() -> None:
-    """A word of 48 letters is, one of 49 is not, and is learned as often as it comes; 2,000 of them would be megabytes."""
+    """One of 48 letters is, one of 49 is not, and is learned as often as it comes."""
     tokenizer = tokenizer_of(byte_level())
     words = word_tokenizer(tokenizer, ())
     assert words is not None
