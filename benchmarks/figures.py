@@ -6,6 +6,7 @@ python -m benchmarks.figures      # from benchmarks/results/sizes.json
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ TITLES = {
     "prompts": ("batch", "prompts in a step"),
     "vocabulary": ("vocabulary", "tokens in the vocabulary"),
 }
-SIDES = {"ours": ("this project", "#009E73", "^"), "trl": ("TRL 1.16, full logits", "#767676", "D")}
+SIDES = {"ours": ("this project", "#009E73", "^"), "trl": (f"TRL {version('trl')}, full logits", "#767676", "D")}
 """Name, colour and marker; ours are those of sdft in all other figures."""
 MEASURES = {
     "seconds": ("Time of a step", "seconds"),

@@ -1,5 +1,6 @@
 """How long the command and the import take, and that neither loads torch."""
 
+import json
 import subprocess
 import sys
 
@@ -28,7 +29,8 @@ WORKS = {"tutelage --help": HELP, "import tutelage": "import tutelage"}
 LOADED = """
 import sys
 {work}
-print(*[name for name in ("torch", "transformers", "numpy") if name in sys.modules], file=sys.stderr)
+import json
+print("\\n" + json.dumps([name for name in ("torch", "transformers", "numpy") if name in sys.modules]))
 """
 
 
@@ -43,10 +45,15 @@ def measure(side: str) -> dict[str, list[float]]:
         work()  # files are in memory after it
         found[name] = [seconds(work) for _ in range(REPEATS)]
     for name, source in WORKS.items():
-        command = [sys.executable, "-c", LOADED.format(work=source)]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[f"heavy packages of {name}"] = [float(len(result.stderr.split()))]
+        found[f"heavy packages of {name}"] = [float(len(heavy_packages(source)))]
     return found
+
+
+def heavy_packages(work: str) -> list[str]:
+    """Which of torch, transformers and numpy a process has loaded when it has done this work, whatever that prints."""
+    command = [sys.executable, "-c", LOADED.format(work=work)]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(printed.splitlines()[-1])
 
 
 def rows(samples: Samples, rates: Rates) -> list[Row]:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import figures, jobs, steps
-from benchmarks.cases import divergence, rollouts, sdft_vocabulary, sft, token_losses
+from benchmarks.cases import divergence, rollouts, sdft_vocabulary, sft, startup, token_losses
 from benchmarks.cases.grpo import upper_case_share
 from benchmarks.limits import Rates
 from benchmarks.measure import AnonymousPeak, PeakMemory
@@ -238,6 +239,13 @@ def test_rows_of_sft_are_for_each_trained_token() -> None:
     assert (found[0].ours, found[0].peer, found[0].limit, found[0].met) == ([2.5], [5.0], 1.25, True)
 
 
+def test_heavy_packages_are_those_that_are_loaded_whatever_is_printed() -> None:
+    """A warning on stderr and lines on stdout are no packages; a module with the name of one is."""
+    said = "print('torch', file=sys.stderr); print('numpy'); print('no end', end='')"
+    assert startup.heavy_packages(said) == []
+    assert startup.heavy_packages(said + "; sys.modules['numpy'] = sys") == ["numpy"]
+
+
 def test_share_of_upper_case() -> None:
     """Of `AbC!` two in four; of nothing none."""
     completions = [[{"content": "AbC!"}], [{"content": ""}]]
@@ -301,3 +309,5 @@ def test_plots_have_both_sides_with_units(tmp_path: Path, monkeypatch: pytest.Mo
         assert [list(line.get_xdata()) for line in panel.lines] == [[16, 64]] * 2
         assert [list(line.get_ydata()) for line in panel.lines] == [values] * 2
         assert panel.get_xlabel() == "tokens of each response"
+        shown = [text.get_text() for text in panel.get_legend().get_texts()]
+        assert shown == ["this project", f"TRL {version('trl')}, full logits"]

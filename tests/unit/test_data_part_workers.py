@@ -255,6 +255,65 @@ def test_a_process_that_dies_is_said(
         prepare_in_parts(TASK, path)
 
 
+def test_a_part_of_a_file_is_prepared_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three parts of three rows."""
+    several(monkeypatch)
+    processes = started(monkeypatch)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ROWS[0] * 9)
+    part = list(cut_file(path, 100))[1]
+    found = prepare_token_rows(ConversationFile(path, part), TASK.template, max_seq_length=60)
+    assert [row.place for row in found.rows] == [f"{path}:{line}" for line in (4, 5, 6)]
+    assert processes == []
+
+
+def of_the_script() -> None:
+    """Stands for a function that only the user's script has."""
+
+
+def test_a_task_that_means_nothing_elsewhere_is_done_in_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer has a function of `__main__`, which goes by its name: it is pickled here and not found there."""
+    monkeypatch.setattr(sys.modules["__main__"], "of_the_script", of_the_script, raising=False)
+    monkeypatch.setattr(of_the_script, "__module__", "__main__")
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.noted = of_the_script
+    template = ChatTemplate(tokenizer)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ROWS[0] * 9)
+    expected = list(prepare_token_rows(ConversationFile(path), template, max_seq_length=60).rows)
+    several(monkeypatch)
+    processes = started(monkeypatch)
+    with monkeypatch.context() as patch:
+        answered = others_first(patch)
+        assert prepare_in_parts(Task(template, 60, responses_only=True), path) is None
+    assert [len(processes), len(answered)] == [1, 1]
+    found = prepare_token_rows(ConversationFile(path), template, max_seq_length=60)
+    assert list(found.rows) == expected
+    assert len(expected) == 9
+
+
+def test_where_no_process_can_be_started_one_pass_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three, the first starts and the second does not: the first has ended, and the rows are there."""
+    processes: list[subprocess.Popen[bytes]] = []
+    popen: Any = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if processes:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        processes.append(popen(*arguments, **options))
+        return processes[-1]
+
+    several(monkeypatch)
+    monkeypatch.setattr(part_workers.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(part_workers.subprocess, "Popen", start)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ROWS[0] * 9)
+    assert len(prepare_token_rows(ConversationFile(path), TASK.template, max_seq_length=60).rows) == 9
+    assert [process.returncode for process in processes] == [-9]
+
+
 def test_whoever_stops_the_run_stops_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other process never answers."""
 

@@ -70,6 +70,26 @@ def test_other_texts_are_left_to_the_tokenizer(text: str) -> None:
     assert words.ids(text) is None
 
 
+class Theirs:
+    """A part of a tokenizer in Python, as the bindings take it."""
+
+    def normalize(self, normalized: Any) -> None:
+        """Leave it as it is."""
+
+    def pre_tokenize(self, text: Any) -> None:
+        """Leave it whole."""
+
+
+def in_python(kind: str) -> Tokenizer:
+    """A byte-level tokenizer with one part in Python."""
+    tokenizer = tokenizer_of(byte_level())
+    if kind == "normalizer":
+        tokenizer.normalizer = normalizers.Normalizer.custom(Theirs())
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Theirs())
+    return tokenizer
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -79,10 +99,21 @@ def test_other_texts_are_left_to_the_tokenizer(text: str) -> None:
         lambda: tokenizer_of(split_by("a+")),
         lambda: tokenizer_of(pre_tokenizers.Metaspace()),
         lambda: Tokenizer(models.WordLevel({"a": 0}, unk_token="a")),
+        lambda: Tokenizer(models.BPE()),
+        lambda: tokenizer_of(pre_tokenizers.Sequence([])),
+        lambda: in_python("normalizer"),
+        lambda: in_python("pre-tokenizer"),
     ],
 )
 def test_other_tokenizers_are_not_taken_apart(other: Any) -> None:
-    assert word_tokenizer(other(), ()) is None
+    """Not even where they cannot be described, as parts in Python; and their pieces have the ids that they give."""
+    tokenizer = other()
+    assert word_tokenizer(tokenizer, ()) is None
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(byte_level()), eos_token="a")
+    backend = fast.backend_tokenizer
+    backend.normalizer, backend.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    template = ChatTemplate(fast, TEMPLATE)
+    assert PieceTokenizer(template).ids([("a b", False)]) == [template.text_ids("a b")]
 
 
 def test_words_that_never_come_again_are_left_to_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +129,20 @@ def test_words_that_never_come_again_are_left_to_the_tokenizer(monkeypatch: pyte
     assert answers[0] == tokenizer.encode(new[0], add_special_tokens=False).ids
     assert len(words._words) <= 40
     assert answers[-1] is None
+
+
+def test_long_words_are_not_kept() -> None:
+    """One of 48 letters is, one of 49 is not, and is learned as often as it comes."""
+    tokenizer = tokenizer_of(byte_level())
+    words = word_tokenizer(tokenizer, ())
+    assert words is not None
+    known, learned = set(words._words), words._words.num_learned
+    texts = ["x" * 48, "y" * 49, "z" * 2000, "y" * 49]
+    assert [words.ids(text) for text in texts] == [
+        tokenizer.encode(text, add_special_tokens=False).ids for text in texts
+    ]
+    assert set(words._words) - known == {"x" * 48}
+    assert words._words.num_learned - learned == 4
 
 
 @pytest.mark.parametrize(

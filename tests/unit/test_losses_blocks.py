@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.recorder import Recorder
 from tutelage.losses import (
     Divergence,
     Head,
@@ -27,7 +26,7 @@ from tutelage.losses import (
     token_objective,
     vocabulary_blocks,
 )
-from tutelage.losses.vocabulary_blocks import Block, Workspace
+from tutelage.losses.vocabulary_blocks import Block, BlockedChunk, Workspace
 
 VOCABULARY, HIDDEN, POSITIONS = 203, 7, 13
 SPECS = [Divergence("reverse_kl"), Divergence("forward_kl"), Divergence("jsd", beta=0.3)]
@@ -286,11 +285,8 @@ def test_only_the_processor_goes_by_blocks():
 
 @pytest.mark.parametrize("threads", [2, 64])
 @pytest.mark.parametrize(("work", "most"), [("token", 2**26), ("divergence", 2.5 * 2**26)], ids=["token", "divergence"])
-def test_memory_does_not_grow_with_threads(work, most, threads, monkeypatch):
-    """N = 1024, D = 256: no tensor above 64 MiB, and the tiles with the spare ones no more than 160 MiB.
-
-    A sum of the gradients to the hidden states for each of 64 threads would have 64 MiB · 1.05 already.
-    """
+def test_tiles_do_not_grow_with_threads(work, most, threads, monkeypatch):
+    """N = 1024: no tile above 64 MiB, and with the spare ones no more than 160 MiB."""
     monkeypatch.undo()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     vocabulary, rows = 70_000, 1024
@@ -298,13 +294,27 @@ def test_memory_does_not_grow_with_threads(work, most, threads, monkeypatch):
     sides, spare = (1, 0) if work == "token" else (2, 3)
     tiles = Workspace.for_tiles(like, vocabulary, sides * rows, keeps=False, spare_rows=spare * rows)
     assert 4 * (tiles.memory.numel() + tiles.spare.numel()) <= most
-    hidden, weight = torch.zeros(rows, 256, requires_grad=True), torch.zeros(600, 256)
-    with Recorder() as recorder:
-        if work == "token":
-            token_objective(hidden, Head(weight), torch.zeros(rows, dtype=torch.long), torch.ones(rows))
-        else:
-            linear_divergence(hidden, torch.ones(rows, 256), weight)
-    assert 4 * recorder.largest <= 2**24
+
+
+@pytest.mark.parametrize(("work", "rows", "size"), [("token", 1024, 512), ("divergence", 512, 1024)])
+def test_sums_of_gradients_do_not_grow_with_threads(work, rows, size, monkeypatch):
+    """32 threads, blocks of 32 · 512 entries: 64 MiB, the most there is. A sum is 2 MiB; one for each would be 64."""
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 32)
+    seen = []
+    begin = BlockedChunk.__init__
+
+    def noted(chunk, *arguments):
+        begin(chunk, *arguments)
+        seen.append((chunk.workspace.blocks[0].pieces, chunk._gradient_pnD.nbytes))
+
+    monkeypatch.setattr(BlockedChunk, "__init__", noted)
+    hidden, weight = torch.zeros(rows, size, requires_grad=True), torch.zeros(32 * 512, size)
+    if work == "token":
+        token_objective(hidden, Head(weight), torch.zeros(rows, dtype=torch.long), torch.ones(rows))
+    else:
+        linear_divergence(hidden, torch.ones(rows, size), weight)
+    assert seen == [(32, 2**21)]
 
 
 def test_one_sum_for_all_threads_equals_one_for_each(monkeypatch, verdicts):
@@ -340,9 +350,12 @@ def test_statistics_are_those_of_temperature_1(spec, temperature, verdicts):
     assert verdicts == [True, True]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_impossible_tokens_add_nothing(spec):
-    """Biases of −∞ on the same entries for student and teacher: as if the vocabulary ended before them."""
+def test_impossible_tokens_add_nothing(spec, temperature, verdicts):
+    """Biases of −∞ on the same entries for student and teacher: as if the vocabulary ended before them, in loss,
+    gradient and statistics. Nothing goes by rows."""
+    spec = Divergence(spec.kind, beta=spec.beta, temperature=temperature)
     hidden, teacher, weight = (
         leaf(POSITIONS, HIDDEN, seed=16),
         random(POSITIONS, HIDDEN, seed=17),
@@ -350,10 +363,38 @@ def test_impossible_tokens_add_nothing(spec):
     )
     bias = torch.zeros(VOCABULARY, dtype=torch.float64)
     bias[100:] = -math.inf
-    for options in ({}, {"teacher_weight": weight.clone(), "teacher_bias": bias.clone()}):
-        measured = linear_divergence(hidden, teacher, weight, bias, spec, **options)
-        expected = divergence(hidden @ weight[:100].T, teacher @ weight[:100].T, spec).mean()
-        assert_close(value_and_gradients(measured, hidden), value_and_gradients(expected, hidden))
+    tokens, ones = tokens_of(POSITIONS) % 100, torch.ones(POSITIONS)
+    rest = Head(weight[:100])
+    expected = divergence_objective(hidden, rest, teacher, rest, tokens, ones, spec)
+    gradients = value_and_gradients(expected.loss_sum, hidden)
+    head = Head(weight, bias)
+    for own in (head, Head(weight.clone(), bias.clone())):
+        measured = divergence_objective(hidden, head, teacher, own, tokens, ones, spec)
+        assert_close(list(measured.stats), list(expected.stats), atol=1e-12, rtol=1e-10)
+        assert_close(value_and_gradients(measured.loss_sum, hidden), gradients)
+    assert verdicts == [True, True, True]
+
+
+def test_an_impossible_token_that_was_drawn_is_said(verdicts):
+    """Its log-probability is −∞ on both sides, by rows; the divergence is that of the rest."""
+    hidden, teacher, weight = leaf(1, HIDDEN, seed=16), random(1, HIDDEN, seed=17), random(VOCABULARY, HIDDEN, seed=18)
+    bias = torch.zeros(VOCABULARY, dtype=torch.float64)
+    bias[100:] = -math.inf
+    head, tokens = Head(weight, bias), torch.tensor([150])
+    result = divergence_objective(hidden, head, teacher, head, tokens, torch.ones(1), Divergence("reverse_kl"))
+    assert [result.stats.student_logp.item(), result.stats.teacher_logp.item()] == [-math.inf, -math.inf]
+    assert_close(result.loss_sum, reverse_kl(hidden @ weight[:100].T, teacher @ weight[:100].T).sum())
+    assert verdicts == [False]
+
+
+def test_what_only_the_teacher_cannot_say_is_infinitely_far(verdicts):
+    """The student has a probability there: the reverse KL is ∞, as dense, whichever way it goes."""
+    hidden, weight = leaf(1, HIDDEN, seed=16), random(VOCABULARY, HIDDEN, seed=18)
+    bias = torch.zeros(VOCABULARY, dtype=torch.float64)
+    bias[100:] = -math.inf
+    measured = linear_divergence(hidden, hidden.detach(), weight, teacher_weight=weight.clone(), teacher_bias=bias)
+    assert measured.item() == math.inf
+    assert verdicts == [False]
 
 
 def test_a_chunk_that_is_not_finite_spoils_no_other(verdicts):

@@ -36,13 +36,21 @@ Numbered = tuple[int, PreparedPart]
 def prepare_in_parts(task: Task, path: Path) -> tuple[Tally, TokenRows] | None:
     """What `prepare_in_one_pass` makes of the file, by several processes.
 
-    None where that is not worth it, cannot be done, or meets a row that ends the preparation: then the one pass says
-    what there is to say. Raises DataError where a process dies, OutputError where the disk is full.
+    None where that is not worth it, cannot be done, or meets a row that ends the preparation: then the one pass does
+    it, or says what there is to say. Raises DataError where a process dies, OutputError where the disk is full.
     """
     num_processes = _num_processes(path)
     pickled = _pickled(task) if num_processes > 1 else None
     if pickled is None:
         return None
+    try:
+        return _prepare(task, pickled, path, num_processes)
+    except OnePassNeededError:
+        return None
+
+
+def _prepare(task: Task, pickled: bytes, path: Path, num_processes: int) -> tuple[Tally, TokenRows] | None:
+    """Raises OnePassNeededError, and what `prepare_in_parts` does."""
     # In this order: the others are ended before the pool waits for the threads that listen to them.
     with ExitStack() as stack:
         stack.enter_context(old_objects_left_alone())
@@ -56,8 +64,6 @@ def prepare_in_parts(task: Task, path: Path) -> tuple[Tally, TokenRows] | None:
             own = PartPreparer(task, own_files)
             done = [_prepare_all(parts, lambda part: own.prepare(path, part))]
             done += [one.result() for one in listening]
-        except OnePassNeededError:
-            return None
         finally:
             parts.stop()
         return _joined(task, [own_files, *(worker.files for worker in workers)], done)
@@ -153,7 +159,10 @@ def _joined(
 
 
 class _Worker:
-    """Another process and the files of its rows: a context, at whose end it has ended, whatever it was at."""
+    """Another process and the files of its rows: a context, at whose end it has ended, whatever it was at.
+
+    Raises OnePassNeededError where a process cannot be started.
+    """
 
     def __init__(self, path: Path, task: bytes) -> None:
         self._path = path
@@ -171,15 +180,13 @@ class _Worker:
                     env=os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"},
                 )
             except OSError as error:
-                raise DataError(
-                    f"{path}: a process to tokenise rows of it cannot be started ({error}); {_REMEDY}"
-                ) from error
+                raise OnePassNeededError(str(error)) from error
             assert self._process.stdin is not None
             assert self._process.stdout is not None
             self._requests, self._answers = self._process.stdin, self._process.stdout
             closing.callback(self._end)
             self._closing = closing.pop_all()
-        self._unsent = [task, pickle.dumps((path, self.files.descriptors))]
+        self._unsent = [pickle.dumps((path, self.files.descriptors, task))]
 
     def __enter__(self) -> "_Worker":
         return self

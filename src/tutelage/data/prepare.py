@@ -36,7 +36,9 @@ def prepare_token_rows(
     too many long rows, no row left.
     """
     task = Task(template, max_seq_length, responses_only)
-    in_parts = prepare_in_parts(task, conversations.path) if isinstance(conversations, ConversationFile) else None
+    in_parts = None
+    if isinstance(conversations, ConversationFile) and conversations.part is None:
+        in_parts = prepare_in_parts(task, conversations.path)
     tally, rows = in_parts or prepare_in_one_pass(task, conversations)
     return tally.prepared(rows, on_too_long)
 

@@ -34,7 +34,8 @@ class PreparedPart:
 
 
 class OnePassNeededError(Exception):
-    """A part holds what ends the preparation. Which error is the first of the file is seen in a pass from its start."""
+    """Several processes cannot do it: none can be started, the task means nothing there, or a part holds what ends the
+    preparation. Which error is the first of the file is seen in a pass from its start."""
 
 
 class PartPreparer:

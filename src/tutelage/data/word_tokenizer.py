@@ -29,7 +29,8 @@ _SPLITS = {
 }
 """By the expression of a tokenizer, what it comes to for such texts."""
 
-_MAX_WORDS = 50_000  # some 10 MB; then they are learned anew
+_MAX_WORDS = 50_000  # some 15 MB, 50 MB if all are long; then they are learned anew
+_LONGEST_KEPT = 48  # characters; longer ones seldom come again, and one of 2,000 letters takes 26 kB
 _TRIAL = 20_000  # so many words may be learned before it is asked whether words come again
 _PROBE = (
     "It's  what THEY'LL  say,\n\n\tof 12345 (or 6) things ...\r\n  we've  \n x=[1, 22]; y_z == 'REd' \x1c\x1d a\x0b"
@@ -38,7 +39,7 @@ _PROBE = (
 
 
 class _Words(dict[str, tuple[int, ...]]):
-    """Ids of words; a new one is learned when it is asked for."""
+    """Ids of words; a new one is learned when it is asked for, and kept if it is not long."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -48,10 +49,11 @@ class _Words(dict[str, tuple[int, ...]]):
         # Alone, a word is cut as it was in its text: only white space is looked at from outside, by `(?!\S)`, and a
         # word of white space is whole at the end of a text too.
         ids = tuple(self._backend.encode(word, add_special_tokens=False).ids)
-        if len(self) >= _MAX_WORDS:
-            self.clear()
-        self[word] = ids
         self.num_learned += 1
+        if len(word) <= _LONGEST_KEPT:
+            if len(self) >= _MAX_WORDS:
+                self.clear()
+            self[word] = ids
         return ids
 
 
@@ -94,13 +96,18 @@ def _expression(backend: Any) -> str | None:
 
     if not isinstance(backend.model, BPE) or backend.model.dropout:
         return None
-    normalizer = _described(backend.normalizer)
-    if normalizer is not None and normalizer["type"] != "NFC":  # which leaves such texts alone
+    if backend.normalizer is not None:
+        normalizer = _described(backend.normalizer)
+        if normalizer is None or normalizer["type"] != "NFC":  # which leaves such texts alone
+            return None
+    parts = _described(backend.pre_tokenizer)
+    if parts is None:
         return None
-    parts: Any = _described(backend.pre_tokenizer) or {"type": None}
     steps: list[dict[str, Any]] = parts["pretokenizers"] if parts["type"] == "Sequence" else [parts]
+    if not 1 <= len(steps) <= 2:
+        return None
     first, last = steps[0], steps[-1]
-    if len(steps) > 2 or last["type"] != "ByteLevel" or last["add_prefix_space"]:
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
     if len(steps) == 1:
         return _GPT2 if last["use_regex"] else None
@@ -111,6 +118,9 @@ def _expression(backend: Any) -> str | None:
     return None
 
 
-def _described(part: Any) -> Any:
-    """A part of a Rust tokenizer as its JSON."""
-    return None if part is None else json.loads(part.__getstate__())
+def _described(part: Any) -> dict[str, Any] | None:
+    """A part of a Rust tokenizer as its JSON; None if there is none, or it has none: it is somebody's Python."""
+    try:
+        return None if part is None else json.loads(part.__getstate__())
+    except Exception:  # the bindings raise nothing narrower
+        return None

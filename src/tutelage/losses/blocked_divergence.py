@@ -65,6 +65,7 @@ class BlockedDivergence(BlockedChunk):
         self._both_mD: Tensor | None = None
         if teacher.head is None:
             self._both_mD = torch.cat([self._student_nD, self._student_nD - self._teacher_nD])
+        self._has_impossible = head.has_impossible or self._teacher_head.has_impossible
         self._student, self._teacher = ExponentialSums(), ExponentialSums()
         self._measured = (self._student, self._teacher)
         self._own_sums = tokens_N is not None and spec.temperature != 1.0
@@ -122,13 +123,13 @@ class BlockedDivergence(BlockedChunk):
         measured, kind = self._places is not None and not self._own_sums, self.spec.kind
         student_pnw.sub_(self._student.reference_n.unsqueeze(-1))
         teacher_pnw.sub_(self._teacher.reference_n.unsqueeze(-1))
-        exponentiate_(self._teacher, teacher_pnw, spare_pnw if measured else None)
+        self._exponentiate(self._teacher, teacher_pnw, spare_pnw if measured else None)
         if measured or kind == "forward_kl":
             self._teacher.add(torch.mul(teacher_pnw, gap_pnw, out=spare_pnw), "gap")
         if kind == "jsd":
             # Its gradient is found from the logits, when c is known: only their sums are taken here.
             student_pnw = teacher_pnw.copy_(student_pnw)
-        exponentiate_(self._student, student_pnw, spare_pnw if measured else None)
+        self._exponentiate(self._student, student_pnw, spare_pnw if measured else None)
         if kind == "reverse_kl":
             self._student.add(gap_pnw.mul_(student_pnw), "gap")
         elif measured:
@@ -142,8 +143,11 @@ class BlockedDivergence(BlockedChunk):
         teacher_pnw, *spare = self.workspace.spare_tiles(block, self.rows, self.SPARE_TILES)
         for sums, logits_pnw in zip(self._measured, (student_pnw, teacher_pnw), strict=True):
             logits_pnw = torch.mul(logits_pnw, self.spec.temperature, out=spare[0])
-            exponentiate_(sums, logits_pnw.sub_(sums.reference_n.unsqueeze(-1)), spare[1])
+            self._exponentiate(sums, logits_pnw.sub_(sums.reference_n.unsqueeze(-1)), spare[1])
             sums.add(logits_pnw.mul_(gap_pnw), "gap")
+
+    def _exponentiate(self, sums: ExponentialSums, logits_pnw: Tensor, spare_pnw: Tensor | None) -> None:
+        exponentiate_(sums, logits_pnw, spare_pnw, has_impossible=self._has_impossible)
 
     def _make_logits(self, block: Block, teacher_pnw: Tensor) -> None:
         """S and D in the tile, T = S − D in `teacher_pnw`."""
@@ -156,6 +160,8 @@ class BlockedDivergence(BlockedChunk):
             self.head.logits(self._student_nD, block, student_pnw)
             self._teacher_head.logits(self._teacher_nD, block, teacher_pnw)
             torch.sub(student_pnw, teacher_pnw, out=gap_pnw)
+            if self._has_impossible:  # what is so on both sides is no difference; NaN of other origin is in S or T too
+                gap_pnw.nan_to_num_(0.0, torch.inf, -torch.inf)
 
     def conclude(self) -> bool:
         student_n, teacher_n = self._student.total(), self._teacher.total()

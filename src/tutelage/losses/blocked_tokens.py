@@ -74,7 +74,7 @@ class BlockedTokens(BlockedChunk):
             (spare_pnw,) = self.workspace.spare_tiles(block, self.rows, 1)
             if self._places.any_inside(number):
                 tile_pnw[self._places.inside(number, block)] = LOWEST_REFERENCE  # −∞ · 0 would be no number
-        exponentiate_(self._others, tile_pnw, spare_pnw)
+        exponentiate_(self._others, tile_pnw, spare_pnw, has_impossible=self.head.has_impossible)
 
     def _take_out_targets(self, number: int, block: Block, tile_pnw: Tensor) -> None:
         """Note the logits of the block's targets, and whether an earlier entry is as large: argmax would take that."""

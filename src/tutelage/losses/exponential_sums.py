@@ -32,12 +32,19 @@ def rescaled_(exponentials_pnw: Tensor, factor_n: Tensor) -> Tensor:
     return functional.threshold(exponentials_pnw.mul_(factor_n.unsqueeze(-1)), SMALLEST_EXPONENTIAL, 0.0, inplace=True)
 
 
-def exponentiate_(sums: "ExponentialSums", logits_pnw: Tensor, spare_pnw: Tensor | None) -> None:
-    """Exponentials in place and their sum; given a spare tile, also the sum of their products with the logits."""
+def exponentiate_(
+    sums: "ExponentialSums", logits_pnw: Tensor, spare_pnw: Tensor | None, *, has_impossible: bool
+) -> None:
+    """Exponentials in place and their sum; given a spare tile, also the sum of their products with the logits.
+
+    has_impossible: whether logits may be −∞.
+    """
     if spare_pnw is None:
         exponentials_(logits_pnw)
     else:
         exponentials_(spare_pnw.copy_(logits_pnw))
+        if has_impossible:
+            logits_pnw.clamp_(min=LOWEST_REFERENCE)  # −∞ · 0 is no number
         sums.add(logits_pnw.mul_(spare_pnw), "logits")
         logits_pnw.copy_(spare_pnw)
     sums.add(logits_pnw)
@@ -47,11 +54,10 @@ class ExponentialSums:
     """Σ e^(z − reference) of each row, and Σ e^(z − reference) · x for other x, in one part for each block.
 
     Each block begins with `meet` or `stay`. A reference that rises leaves what older blocks have made as it is: `fall`
-    says by how much those are relative to a lower one. It rises by more than `largest_rise` if at all, so seldom.
+    says by how much those are relative to a lower one. It rises by more than `LARGEST_RISE` if at all, so seldom.
     """
 
-    def __init__(self, largest_rise: float = LARGEST_RISE) -> None:
-        self._largest_rise = largest_rise
+    def __init__(self) -> None:
         self._references: list[Tensor] = []
         self._parts: defaultdict[str, list[Tensor]] = defaultdict(list)
 
@@ -61,7 +67,7 @@ class ExponentialSums:
             self._references.append(largest_n.clamp(min=LOWEST_REFERENCE))
             return None
         reference_n = self.reference_n
-        above_n = largest_n - reference_n > self._largest_rise
+        above_n = largest_n - reference_n > LARGEST_RISE
         if above_n.any():
             self._references.append(torch.where(above_n, largest_n, reference_n))
             return (reference_n - self.reference_n).exp()
@@ -75,7 +81,7 @@ class ExponentialSums:
     def was_too_low(self) -> bool:
         """Whether the sums of the last block are so large that it should have risen."""
         # The sum of e¹⁶ = 9 million exponentials: in a block with fewer entries, one of them is above the rise.
-        return bool((self._parts["1"][-1] > math.exp(self._largest_rise + 16.0)).any())
+        return bool((self._parts["1"][-1] > math.exp(LARGEST_RISE + 16.0)).any())
 
     def forget_block(self) -> None:
         """Leave out the last block, which will be added again."""

@@ -116,11 +116,15 @@ class BlockedHead:
     weight: Tensor
     bias: Tensor | None
     factor: float
+    has_impossible: bool
+    """Whether a bias is −∞."""
 
     @classmethod
     def of(cls, head: Head, temperature: float = 1.0) -> "BlockedHead":
         """The head whose logits are divided by `temperature`."""
-        return cls(head.weight.detach(), None if head.bias is None else head.bias.detach(), head.scale / temperature)
+        bias = None if head.bias is None else head.bias.detach()
+        has_impossible = bias is not None and bool((bias == -torch.inf).any())
+        return cls(head.weight.detach(), bias, head.scale / temperature, has_impossible)
 
     def scaled(self, hidden_nD: Tensor) -> Tensor:
         """factor · h in the weight's dtype."""
