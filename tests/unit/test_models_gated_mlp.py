@@ -13,21 +13,38 @@ from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hook
 from torch.nn import functional
 from torch.nn.modules import module as modules
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from tutelage.models import gated_mlp
+from tutelage.models import attach_head, gated_mlp, head_forward
 from tutelage.models.adapted_linear import adapt_linear_layers
 from tutelage.models.gated_mlp import hold_less_of_gated_layers
 from tutelage.models.loading import without_peft_deprecations
 from tutelage.rollouts.supported_models import read_decoder
 
+SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "num_hidden_layers": 2,
+    "hidden_size": 8,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 ADAPTED = ["gate_proj", "up_proj", "down_proj"]
 
 
 def llama(**options: Any) -> Any:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=128, num_hidden_layers=2, **sizes, **options))
+    return LlamaForCausalLM(LlamaConfig(**SIZES, **options))
 
 
 def adapted(adapter_on: list[str], *, own_linear: bool) -> Any:
@@ -235,3 +252,85 @@ def test_it_is_sampled_by_our_decoder_still() -> None:
     model = llama()
     hold_less_of_gated_layers(model)
     assert read_decoder(model) is not None
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=4)),
+}
+IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])
+PLACES = torch.tensor([7, 2, 2, 4])
+
+
+def at_places(model: Any, place_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hidden states there, and the gradients of the sum of their squares."""
+    model.zero_grad()
+    hidden_ND = head_forward(model, {"input_ids": IDS}, lambda hidden, head: hidden, place_N)
+    hidden_ND.square().sum().backward()
+    return hidden_ND.detach(), {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place_N", [PLACES, PLACES[:0]], ids=["places", "none"])
+def test_the_last_layer_is_right_where_it_is_read(kind: str, place_N: Tensor) -> None:
+    """Hidden states and all gradients, some places named twice; and the layer sees those places and no more."""
+    torch.manual_seed(0)
+    plain = KINDS[kind]().double()
+    model = copy.deepcopy(plain)
+    hold_less_of_gated_layers(model)
+    attach_head(model)  # which tries a few tokens
+    seen: list[int] = []
+    last = model.model.layers[-1].mlp
+    last.down_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
+    expected, found = at_places(plain, place_N), at_places(model, place_N)
+    assert seen == [len(place_N.unique())]
+    assert_close(found, expected)
+    seen.clear()
+    assert_close(model(IDS).logits, plain(IDS).logits)
+    assert seen == [IDS.numel()]
+
+
+def all_layers(model: Any) -> Any:
+    return model.model.layers
+
+
+WATCHED: dict[str, Callable[[Any], Any]] = {
+    "a hook on the layer": lambda model: all_layers(model)[-1].mlp.register_forward_hook(lambda *_: None),
+    "checkpointing": lambda model: model.train().activation_checkpointing_enable(),
+    "dropout": lambda model: setattr(
+        all_layers(model)[-1].mlp, "down_proj", nn.Sequential(nn.Dropout(0.5), nn.Linear(24, 8)).requires_grad_(False)
+    ),
+    "another activation": lambda model: setattr(all_layers(model)[-1].mlp, "act_fn", nn.GELU()),
+    "a forward of its own": lambda model: setattr(
+        all_layers(model)[-1].mlp, "forward", lambda x: functional.silu(x) + x
+    ),
+    "a decoder that is not known": lambda model: setattr(model.model, "__class__", type("Own", (LlamaModel,), {})),
+}
+
+
+@pytest.mark.parametrize("change", WATCHED)
+def test_the_last_layer_is_right_however_it_was_changed(change: str) -> None:
+    torch.manual_seed(0)
+    plain = KINDS["llama"]()
+    model = copy.deepcopy(plain)
+    hold_less_of_gated_layers(model)
+    found: list[Any] = []
+    for each in (plain, model):
+        attach_head(each)
+        torch.manual_seed(1)
+        WATCHED[change](each)
+        found.append(at_places(each, PLACES))
+    assert_close(found[1], found[0])
+
+
+def test_where_nearly_all_places_are_read_nothing_is_picked_out() -> None:
+    model = KINDS["llama"]()
+    hold_less_of_gated_layers(model)
+    attach_head(model)  # which tries a few tokens
+    seen: list[int] = []
+    all_layers(model)[-1].mlp.down_proj.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[:-1].numel()))
+    for count in (8, 9, 10):
+        at_places(model, torch.arange(count))
+    assert seen == [8, 9, 10]

@@ -2,10 +2,13 @@
 
 down(silu(gate) · up): autograd holds gate, silu(gate), up, and their product, which an adapter below needs too. Here
 only gate and up are held, and the rest is computed again, elementwise: 8 bytes less for each token and inner feature in
-float32, a third of what a Llama layer holds. Not here: linear layers with an adapter (`adapted_linear.py`).
+float32, a third of what a Llama layer holds. And of the last layer, whose outputs meet no other token, only the places
+that are read have to be computed. Not here: linear layers with an adapter (`adapted_linear.py`).
 """
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,10 +18,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
-from tutelage.models.plain_call import is_only_its_class
+from tutelage.models.plain_call import has_hooks, is_only_its_class
 
 KNOWN_CLASSES = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 """Of transformers: `down_proj(act_fn(gate_proj(x)) * up_proj(x))` and nothing else."""
+KNOWN_DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+"""Theirs: a gated layer ends each layer, its outputs are added to its inputs, and a norm of each position follows."""
 SILU_CLASSES = (nn.SiLU, SiLUActivation)
 """The activations that are `torch.nn.functional.silu`."""
 
@@ -34,7 +39,48 @@ def hold_less_of_gated_layers(model: nn.Module) -> None:
             module.forward = types.MethodType(_forward, module)
 
 
+@contextmanager
+def last_gated_layer_only_at(decoder: Any, place_N: Tensor | None) -> Iterator[None]:
+    """While this lasts, the last layer of `decoder` computes its gated layer at the places `place_N` of [B · T] alone.
+
+    Elsewhere the decoder's last hidden states are then not those of the model. Nothing changes for a decoder or a layer
+    that is not known, or one that somebody watches, without places, and where nearly all of them are named.
+    """
+    layer = _last_gated_layer(decoder)
+    if layer is None or place_N is None:
+        yield
+        return
+    layer._only_at = place_N.unique()  # what several sequences begin with predicts the next token of each
+    try:
+        yield
+    finally:
+        del layer._only_at
+
+
+def _last_gated_layer(decoder: Any) -> Any:
+    """None unless it has the forward of this module, no hooks, draws nothing, and is not computed again in the
+    backward pass."""
+    kind = type(decoder)
+    if kind.__name__ not in KNOWN_DECODERS or not kind.__module__.startswith("transformers.models."):
+        return None
+    last = decoder.layers[-1]
+    module: Any = getattr(last, "mlp", None)
+    if module is None or getattr(module.__dict__.get("forward"), "__func__", None) is not _forward:
+        return None
+    # Dropout draws for each token, and what is drawn would depend on which tokens are read.
+    draws = any(isinstance(part, nn.Dropout) and part.p and part.training for part in module.modules())
+    return None if draws or has_hooks(module) or getattr(last, "gradient_checkpointing", False) else module
+
+
 def _forward(self: Any, x: Tensor) -> Tensor:
+    place_N = self.__dict__.get("_only_at")
+    if place_N is None or 10 * len(place_N) > 9 * x.shape[:-1].numel():
+        return _gated(self, x)
+    x_MD = x.flatten(0, -2)
+    return torch.zeros_like(x_MD).index_copy(0, place_N, _gated(self, x_MD[place_N])).view_as(x)
+
+
+def _gated(self: Any, x: Tensor) -> Tensor:
     gate, up = self.gate_proj(x), self.up_proj(x)
     if type(self.act_fn) not in SILU_CLASSES or not is_only_its_class(self.act_fn):
         return self.down_proj(self.act_fn(gate) * up)

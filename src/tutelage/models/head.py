@@ -13,29 +13,37 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.losses import AnyHead, Head, IdentityHead
+from tutelage.models.gated_mlp import last_gated_layer_only_at
 from tutelage.models.inference import inference_mode_of
 from tutelage.models.wrappers import unwrapped
 
 logger = logging.getLogger(__name__)
 
 HeadFunction = Callable[[Tensor, AnyHead], Any]
-"""Takes hidden states [B, T, D] and the head that turns them into logits."""
+"""Takes hidden states [B, T, D], or [N, D] where places are named, and the head that turns them into logits."""
 
 Result = TypeVar("Result")
 
 
-def head_forward(model: nn.Module, inputs: dict[str, Tensor], function: Callable[[Tensor, AnyHead], Result]) -> Result:
-    """`function(hidden_BTD, head)` computed inside the model's forward pass.
+def head_forward(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    function: Callable[[Tensor, AnyHead], Result],
+    place_N: Tensor | None = None,
+) -> Result:
+    """`function(hidden_BTD, head)` computed inside the model's forward pass, or `function(hidden_ND, head)` with the
+    hidden states at the places `place_N`, int64, of [B · T], of which some may be the same.
 
     inputs: what the decoder takes: `input_ids`, `attention_mask`, `position_ids`. Where the head cannot be found,
-    the hidden states are the logits themselves and the head is the identity.
+    the hidden states are the logits themselves and the head is the identity. With places the last layer computes
+    nothing elsewhere that only it needs.
     """
     attach_head(model)
-    return model(**inputs, use_cache=False, head_function=function)
+    return model(**inputs, use_cache=False, head_function=function, head_place_N=place_N)
 
 
 def attach_head(model: nn.Module) -> bool:
-    """Teach the causal language model inside `model` the argument `head_function`. Idempotent.
+    """Teach the causal language model inside `model` the arguments of `head_forward`. Idempotent.
 
     Whether its head was found; a function gets its full logits otherwise, and a line in the log says so.
     """
@@ -51,20 +59,28 @@ def attach_head(model: nn.Module) -> bool:
         )
 
     @functools.wraps(original)
-    def forward(*args: Any, head_function: HeadFunction | None = None, **kwargs: Any) -> Any:
+    def forward(
+        *args: Any, head_function: HeadFunction | None = None, head_place_N: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         if head_function is None:
             return original(*args, **kwargs)
         # The number of items is for a loss of the model's own, which nobody asks for here.
         kwargs = {key: value for key, value in kwargs.items() if value is not None and key != "num_items_in_batch"}
         if read_head is None:
             logits_BTV = original(*args, **kwargs).logits
-            return head_function(logits_BTV, IdentityHead(logits_BTV.shape[-1]))
+            return head_function(_at(logits_BTV, head_place_N), IdentityHead(logits_BTV.shape[-1]))
         decoder: Any = causal_lm.base_model
-        return head_function(decoder(*args, **kwargs).last_hidden_state, read_head())
+        with last_gated_layer_only_at(decoder, head_place_N):
+            hidden_BTD = decoder(*args, **kwargs).last_hidden_state
+        return head_function(_at(hidden_BTD, head_place_N), read_head())
 
     causal_lm.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     causal_lm._tutelage_head_found = read_head is not None  # pyright: ignore[reportAttributeAccessIssue]
     return causal_lm._tutelage_head_found
+
+
+def _at(x_BTX: Tensor, place_N: Tensor | None) -> Tensor:
+    return x_BTX if place_N is None else x_BTX.flatten(0, 1)[place_N]
 
 
 def _head_reader(causal_lm: Any) -> Callable[[], Head] | None:

@@ -42,10 +42,10 @@ def response_hidden(model: nn.Module, pairs: Sequence[Pair]) -> tuple[Tensor, Ca
     layout = lay_out(model, [[*prompt, *response] for prompt, response in pairs])
     place_N = predicting_places(layout, pairs)
 
-    def select(hidden_BTD: Tensor, head: AnyHead) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return hidden_BTD.flatten(0, 1)[place_N], head.logits
+    def select(hidden_ND: Tensor, head: AnyHead) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return hidden_ND, head.logits
 
-    return head_forward(model, layout.inputs, select)
+    return head_forward(model, layout.inputs, select, place_N)
 
 
 def predicting_places(layout: Layout, pairs: Sequence[Pair]) -> Tensor:

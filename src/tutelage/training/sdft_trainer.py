@@ -137,11 +137,11 @@ class SdftTrainer(BaseTrainer):
         )
         teacher_place_N = predicting_places(teacher_layout, views)
 
-        def hidden(hidden_BTD: Tensor, head: AnyHead) -> tuple[Tensor, AnyHead]:
-            return hidden_BTD.flatten(0, 1)[teacher_place_N], self._own_copy(head)
+        def hidden(hidden_ND: Tensor, head: AnyHead) -> tuple[Tensor, AnyHead]:
+            return hidden_ND, self._own_copy(head)
 
         teacher_hidden_ND, teacher_head = head_forward(
-            self.accelerator.unwrap_model(self.model), teacher_layout.inputs, hidden
+            self.accelerator.unwrap_model(self.model), teacher_layout.inputs, hidden, teacher_place_N
         )
         lengths = [len(rollout.response) for rollout in rollouts]
         trained = [max(length - self.sdft.skip_tokens, 0) for length in lengths]
@@ -180,9 +180,9 @@ class SdftTrainer(BaseTrainer):
     def loss_sum(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         mask_N = inputs["mask_N"]
 
-        def through_head(hidden_BTD: Tensor, head: AnyHead) -> Any:
+        def through_head(hidden_ND: Tensor, head: AnyHead) -> Any:
             return divergence_objective(
-                hidden_BTD.flatten(0, 1)[inputs["place_N"][mask_N]],
+                hidden_ND,
                 head,
                 inputs["teacher_hidden_ND"][mask_N],
                 inputs["teacher_head"],
@@ -191,7 +191,7 @@ class SdftTrainer(BaseTrainer):
                 self.divergence,
             )
 
-        result = head_forward(model, inputs["layout"].inputs, through_head)
+        result = head_forward(model, inputs["layout"].inputs, through_head, inputs["place_N"][mask_N])
         stats, count = result.stats, int(mask_N.sum())
         self.metrics.add("reverse_kl", stats.reverse_kl.sum(), count)
         self.metrics.add("forward_kl", stats.forward_kl.sum(), count)

@@ -22,12 +22,11 @@ def token_loss_sum(model: Any, inputs: Mapping[str, Any], objective: Any) -> tup
     labels_L[lengths.cumsum(0) - lengths] = IGNORE_INDEX  # nothing predicts the first token of a sequence
     trained_L = labels_L[1:] != IGNORE_INDEX
 
-    def through_head(hidden_BTD: Tensor, head: Any) -> tuple[Tensor, TokenStats]:
-        hidden_ND = hidden_BTD.flatten(0, 1)[place_L[:-1][trained_L]]
+    def through_head(hidden_ND: Tensor, head: Any) -> tuple[Tensor, TokenStats]:
         result = token_objective(hidden_ND, head, labels_L[1:][trained_L], weights_L[1:][trained_L], objective)
         return result.loss_sum, result.stats
 
-    return head_forward(model, layout.inputs, through_head)
+    return head_forward(model, layout.inputs, through_head, place_L[:-1][trained_L])
 
 
 def _laid_out(model: Any, inputs: Mapping[str, Any]) -> tuple[Layout, Tensor]:

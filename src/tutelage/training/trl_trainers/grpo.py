@@ -200,12 +200,11 @@ class GrpoTrainer(GoldAnswerTrainer, TrlTrainer, GRPOTrainer):  # pyright: ignor
         place_N = predicting_places(layout, pairs)
         tokens_N = torch.tensor([token for _, answer in pairs for token in answer], device=place_N.device)
 
-        def through_head(hidden_BTD: Tensor, head: AnyHead) -> TokenLogProbs:
-            hidden_ND = hidden_BTD.flatten(0, 1)[place_N]
+        def through_head(hidden_ND: Tensor, head: AnyHead) -> TokenLogProbs:
             return token_log_probs(hidden_ND, head, tokens_N, temperature=self.temperature, with_entropy=with_entropy)
 
         with self.accelerator.autocast():
-            return head_forward(model, layout.inputs, through_head)
+            return head_forward(model, layout.inputs, through_head, place_N)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """Scores of all processes' answers, shape [N, 1], all finite: see `Scores`."""
