@@ -65,8 +65,10 @@ class AnonymousPeak:
     """Peak of the memory that this process and its children hold and no file backs, in MiB above the beginning.
 
     Pages of a mapped file can be dropped at any time, so they are no need for memory. Linux keeps no peak of the
-    others: a thread looks every 20 ms.
+    others: a thread looks every 20 ms. `processes`: the most that held some at once.
     """
+
+    processes = 0
 
     def __init__(self) -> None:
         gc.collect()
@@ -77,15 +79,17 @@ class AnonymousPeak:
         self._thread.start()
 
     def _now(self) -> int:
-        total, waiting = 0, ["self"]
+        total, processes, waiting = 0, 0, ["self"]
         while waiting:
             process = waiting.pop()
             try:
-                total += _status("RssAnon", process) + _status("RssShmem", process)
+                held = _status("RssAnon", process) + _status("RssShmem", process)
+                total, processes = total + held, processes + (held > 0)
                 for task in Path(f"/proc/{process}/task").iterdir():
                     waiting += (task / "children").read_text().split()
             except OSError:
                 continue  # it has just ended
+        self.processes = max(self.processes, processes)
         return total
 
     def _watch(self) -> None:

@@ -1,9 +1,17 @@
-"""Reading, checking, rendering and tokenising many rows, against the tokenizer alone on rendered texts."""
+"""Reading, checking, rendering and tokenising many rows, against the tokenizer alone on rendered texts.
+
+The rows are those of the tool calls again and again. A tenth of their longer words is replaced by made-up words, names
+and numbers that are drawn with a long tail, as in real texts: the more rows, the more words that none before had.
+Of the 1.8 million words of 40,000 rows 1.9 % are distinct, of those of 80,000 rows 1.6 %.
+"""
 
 import json
 import os
+import random
+import re
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +24,42 @@ NUMBER = int(os.environ.get("BENCH_ROWS", "40000"))
 TITLE = f"Data: {NUMBER:,} rows read, checked, rendered and tokenised"
 BYTES_PER_ROW = 100
 """How much memory each further row may cost that no file backs."""
-SIDES = ("ours", "tokenizer", "ours_quarter", "wrapped")
+SIDES = ("ours", "tokenizer", "ours_twice", "wrapped")
 ONCE = SIDES
 AT_ONCE = 1000
 
 
+REPLACED, EXPONENT = 0.1, 1.3
+"""The share of words of four letters or more, and that of Zipf's law: rank r is drawn about r^-1.3 times as often as
+the first."""
+SYLLABLES = [consonant + vowel for consonant in "bdfghklmnprstv" for vowel in "aeiou"]
+
+
 def conversations(number: int) -> Iterator[list[dict[str, Any]]]:
-    """The tool calls again and again, each time with another number in question and answer: no text comes twice."""
+    """The same for every side. Question and answer end with another number each time: no text comes twice."""
     known = [json.loads(line)["messages"] for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    chance = random.Random(0)
+
+    def replaced(found: re.Match[str]) -> str:
+        if chance.random() >= REPLACED:
+            return found[0]
+        return made_up_word(min(int((1.0 - chance.random()) ** (-1.0 / (EXPONENT - 1.0))), 10**12))
+
+    replace = re.compile("[A-Za-z]{4,}").sub
     for index in range(number):
-        yield [{**turn, "content": f"{turn['content']}\nNumber {index}."} for turn in known[index % len(known)]]
+        turns = known[index % len(known)]
+        yield [{**turn, "content": f"{replace(replaced, turn['content'])}\nNumber {index}."} for turn in turns]
+
+
+@cache
+def made_up_word(rank: int) -> str:
+    """Syllables, more of them the rarer it is; of eight one is a number, one an identifier, one a name."""
+    syllables, left = "", rank
+    while left:
+        left, syllable = divmod(left, len(SYLLABLES))
+        syllables += SYLLABLES[syllable]
+    kinds = [str(rank), f"{syllables}_{SYLLABLES[rank % 69]}", syllables.capitalize()]
+    return dict(enumerate(kinds)).get(rank % 8, syllables)
 
 
 def measure(side: str) -> dict[str, list[float]]:
@@ -34,7 +68,7 @@ def measure(side: str) -> dict[str, list[float]]:
 
     from tutelage.models import resolve_model
 
-    number = NUMBER // 4 if side == "ours_quarter" else NUMBER
+    number = 2 * NUMBER if side == "ours_twice" else NUMBER
     source = resolve_model("smollm2")
     tokenizer = AutoTokenizer.from_pretrained(source)
     if side.startswith("ours"):
@@ -59,27 +93,34 @@ def measure(side: str) -> dict[str, list[float]]:
 
 
 def _ours(number: int) -> dict[str, list[float]]:
-    """By the way that `tutelage train` takes, up to where the model would be loaded."""
+    """By the way that `tutelage train` takes, up to where the model would be loaded, with as many processes as `NUMBER`
+    rows have: each takes memory of its own, which is not that of a row."""
     from tutelage.config import TrainingConfig
+    from tutelage.data import part_workers
     from tutelage.training.inputs import prepare_inputs
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.jsonl")
         with file.open("w", encoding="utf-8") as lines:
-            for chat in conversations(number):
+            for count, chat in enumerate(conversations(number), start=1):
                 lines.write(json.dumps({"messages": chat}) + "\n")
+                if count == NUMBER:
+                    lines.flush()
+                    processes = part_workers.MAX_PROCESSES = part_workers.num_processes(file)
         config = TrainingConfig(model="smollm2", training_file=file, output_dir=Path(folder, "run"))
         memory = AnonymousPeak()
         taken = seconds(lambda: prepare_inputs(config))
-        return {"rows/s": [number / taken], "peak_mib": [memory.mib()]}
+        peak = memory.mib()
+        if memory.processes != processes:
+            raise RuntimeError(f"{memory.processes} processes prepared {number} rows; {processes} do {NUMBER}")
+        return {"rows/s": [number / taken], "peak_mib": [peak]}
 
 
 def rows(samples: Samples, rates: Rates) -> list[Row]:
-    """The rates, and what each further row costs in memory, from a quarter of them to all."""
-    ours, tokenizer, quarter, wrapped = (samples.get(side, {}) for side in SIDES)
-    larger, smaller = ours.get("peak_mib", ()), quarter.get("peak_mib", ())
-    more = NUMBER - NUMBER // 4
-    growth = [MIB * (larger[0] - smaller[0]) / more] if larger and smaller else []
+    """The rates, and what each further row costs in memory, of all processes, from these rows to twice as many."""
+    ours, tokenizer, twice, wrapped = (samples.get(side, {}) for side in SIDES)
+    peaks, more = ours.get("peak_mib", ()), twice.get("peak_mib", ())
+    growth = [MIB * (more[0] - peaks[0]) / NUMBER] if peaks and more else []
     return [
         Row(
             "read, check, render, tokenise",
@@ -96,7 +137,7 @@ def rows(samples: Samples, rates: Rates) -> list[Row]:
             wrapped.get("rows/s", ()),
             f"the tokenizer as transformers calls it, {AT_ONCE:,} texts at once",
         ),
-        Row("peak memory", "MiB", larger, smaller, f"ours, {NUMBER // 4:,} rows"),
+        Row("peak memory", "MiB", peaks, more, f"ours, {2 * NUMBER:,} rows"),
         Row(
             "memory of each further row",
             "bytes",

@@ -1,5 +1,6 @@
 """The clock of the parts of a step, peaks of memory, and the rows that cases make of samples. Nothing here trains."""
 
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import figures, jobs, steps
-from benchmarks.cases import divergence, rollouts, sdft_vocabulary, sft, startup, token_losses
+from benchmarks.cases import data, divergence, rollouts, sdft_vocabulary, sft, startup, token_losses
 from benchmarks.cases.grpo import upper_case_share
 from benchmarks.limits import Rates
 from benchmarks.measure import AnonymousPeak, PeakMemory
@@ -150,6 +151,7 @@ def test_peak_of_anonymous_memory_counts_children() -> None:
         memory.look()
         child.communicate(b"\n")
     assert 50 < memory.mib() < 64
+    assert memory.processes == 2
 
 
 # --- rollouts ---------------------------------------------------------------------------------------------------------
@@ -230,6 +232,25 @@ def test_rows_of_the_divergence() -> None:
         (0.05, True),
         (None, None),
     ]
+
+
+def test_memory_of_a_further_row_is_that_of_twice_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 MiB more for 2^20 / 64 rows more is 64 bytes each."""
+    monkeypatch.setattr(data, "NUMBER", 2**14)
+    found = data.rows({"ours": {"peak_mib": [100.0]}, "ours_twice": {"peak_mib": [101.0]}}, RATES)
+    assert [(one.ours, one.met) for one in found if one.unit == "bytes"] == [([64.0], True)]
+
+
+def test_rows_of_data_have_a_long_tail_of_words() -> None:
+    """The second thousand rows have 1,226 words that the first, with 3,843, had not. Without made-up words there were
+    none: the tool calls begin anew after 320 rows. The first rows are the same, however many there are."""
+    chats = list(data.conversations(2000))
+    assert chats[:1000] == list(data.conversations(1000))
+    words = [
+        {word for chat in part for turn in chat for word in re.findall(r"\w+", turn["content"].partition("\nN")[0])}
+        for part in (chats[:1000], chats[1000:])
+    ]
+    assert [len(words[0]), len(words[1] - words[0])] == [3843, 1226]
 
 
 def test_rows_of_sft_are_for_each_trained_token() -> None:

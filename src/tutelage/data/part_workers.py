@@ -39,25 +39,25 @@ def prepare_in_parts(task: Task, path: Path) -> tuple[Tally, TokenRows] | None:
     None where that is not worth it, cannot be done, or meets a row that ends the preparation: then the one pass does
     it, or says what there is to say. Raises DataError where a process dies, OutputError where the disk is full.
     """
-    num_processes = _num_processes(path)
-    pickled = _pickled(task) if num_processes > 1 else None
+    processes = num_processes(path)
+    pickled = _pickled(task) if processes > 1 else None
     if pickled is None:
         return None
     try:
-        return _prepare(task, pickled, path, num_processes)
+        return _prepare(task, pickled, path, processes)
     except OnePassNeededError:
         return None
 
 
-def _prepare(task: Task, pickled: bytes, path: Path, num_processes: int) -> tuple[Tally, TokenRows] | None:
+def _prepare(task: Task, pickled: bytes, path: Path, processes: int) -> tuple[Tally, TokenRows] | None:
     """Raises OnePassNeededError, and what `prepare_in_parts` does."""
     # In this order: the others are ended before the pool waits for the threads that listen to them.
     with ExitStack() as stack:
         stack.enter_context(old_objects_left_alone())
         stack.enter_context(_tokenizer_in_one_thread())
         own_files = stack.enter_context(RowFiles())
-        pool = stack.enter_context(ThreadPoolExecutor(num_processes - 1))
-        workers = [stack.enter_context(_Worker(path, pickled)) for _ in range(num_processes - 1)]
+        pool = stack.enter_context(ThreadPoolExecutor(processes - 1))
+        workers = [stack.enter_context(_Worker(path, pickled)) for _ in range(processes - 1)]
         parts = _Parts(path)
         listening = [pool.submit(_prepare_all, parts, worker.prepare) for worker in workers]
         try:
@@ -69,7 +69,7 @@ def _prepare(task: Task, pickled: bytes, path: Path, num_processes: int) -> tupl
         return _joined(task, [own_files, *(worker.files for worker in workers)], done)
 
 
-def _num_processes(path: Path) -> int:
+def num_processes(path: Path) -> int:
     """How many processes the file is worth, this one among them."""
     of_a_distributed_run = os.environ.get("WORLD_SIZE", "1") != "1"  # each has its neighbours on the other cores
     if os.name != "posix" or not sys.executable or of_a_distributed_run or path.name.endswith(".gz"):

@@ -29,7 +29,7 @@ _SPLITS = {
 }
 """By the expression of a tokenizer, what it comes to for such texts."""
 
-_MAX_WORDS = 50_000  # some 15 MB, 50 MB if all are long; then they are learned anew
+_MAX_WORDS = 20_000  # some 6 MB, 20 MB if all are long; then they are learned anew
 _LONGEST_KEPT = 48  # characters; longer ones seldom come again, and one of 2,000 letters takes 26 kB
 _TRIAL = 20_000  # so many words may be learned before it is asked whether words come again
 _PROBE = (
