@@ -118,12 +118,16 @@ def gemm_rate(size: int = 2048, repeats: int = 15) -> float:
 
 
 def bandwidth(mib: int = 512, repeats: int = 15) -> float:
-    """Bytes a second of a matrix that is read once for one vector: what sampling one token for one row does."""
+    """Bytes a second of a matrix that is read once for one vector: what sampling one token for one row does.
+
+    One block of its rows after the other: as fast as a sum over it, and up to three times as fast as `torch.mv`.
+    """
     import torch
 
-    matrix, vector = torch.randn(mib * MIB // 4 // 8192, 8192), torch.randn(8192)
-    torch.mv(matrix, vector)
-    times = [seconds(lambda: torch.mv(matrix, vector)) for _ in range(repeats)]
+    blocks_BNK, vector_1K = torch.randn(mib * MIB // 4 // 64 // 1024, 64, 1024), torch.randn(1, 1024)
+    columns_BK1, out_BN1 = vector_1K.expand(len(blocks_BNK), 1, 1024).mT, torch.empty(len(blocks_BNK), 64, 1)
+    torch.bmm(blocks_BNK, columns_BK1, out=out_BN1)
+    times = [seconds(lambda: torch.bmm(blocks_BNK, columns_BK1, out=out_BN1)) for _ in range(repeats)]
     return mib * MIB / statistics.median(times)
 
 

@@ -85,7 +85,7 @@ class Decoder:
 
     def step(self, tokens_N: Tensor, lengths: Sequence[int], cache: KeyValueCache, rotations: Rotations) -> Tensor:
         """Hidden states [N, H] of one more token in each of the cache's first N rows, which hold `lengths` tokens."""
-        if self.step_in_blocks is None or not 1 < len(lengths) <= MOST_ROWS:
+        if self.step_in_blocks is None or len(lengths) > MOST_ROWS:
             return self.step_plainly(tokens_N, lengths, cache, rotations)
         cache.clear_up_to(max(lengths) + 1)
         return self.norm(self.step_in_blocks(tokens_N, lengths, cache, rotations))

@@ -51,7 +51,7 @@ class BlockedLayer:
 
 
 class StepInBlocks:
-    """The step of 2 to `MOST_ROWS` rows, with the buffers of the last number of rows."""
+    """The step of up to `MOST_ROWS` rows, with the buffers of the last number of rows."""
 
     def __init__(self, weights: Weights, layers: Sequence[BlockedLayer]) -> None:
         self._weights, self._layers = weights, layers
