@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.limits import Decoder, Predictions, Rates, rollout_limit, rollout_work
+from benchmarks.products import products_alone
 from benchmarks.settings import PARTS, RANK
 from benchmarks.table import Row, Samples, Target
 
@@ -32,9 +33,13 @@ def distillation_step(
     side: str, model: str, *, prompts: int = 8, new_tokens: int = 64, steps: int = 1
 ) -> dict[str, list[float]]:
     """Seconds and memory of steps after one to warm up (0 steps: memory alone, of that one). `new_tokens` tokens are
-    sampled for each prompt, no fewer and no more."""
+    sampled for each prompt, no fewer and no more. Of the side `products` seconds alone, of one pass: see there."""
     from benchmarks.steps import run
 
+    if side == "products":
+        trainer = _ours(model, prompts, new_tokens, 1)
+        asked = [[getattr(row, name) for row in trainer.train_dataset] for name in ("prompt_ids", "teacher_prompt_ids")]
+        return products_alone(Decoder.of(trainer.model.config), *asked, new_tokens)
     if side == "ours":
         trainer = _ours(model, prompts, new_tokens, 1 + steps)
         work = _work(trainer, new_tokens)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import figures, jobs, steps
-from benchmarks.cases import data, divergence, rollouts, sdft_vocabulary, sft, startup, token_losses
+from benchmarks import figures, jobs, products, steps
+from benchmarks.cases import data, divergence, rollouts, sdft, sdft_vocabulary, sft, startup, token_losses
 from benchmarks.cases.grpo import upper_case_share
-from benchmarks.limits import Rates
+from benchmarks.limits import Decoder, Rates
 from benchmarks.measure import AnonymousPeak, PeakMemory
 
 RATES = Rates(1e9, 1e9)
@@ -332,3 +332,48 @@ def test_plots_have_both_sides_with_units(tmp_path: Path, monkeypatch: pytest.Mo
         assert panel.get_xlabel() == "tokens of each response"
         shown = [text.get_text() for text in panel.get_legend().get_texts()]
         assert shown == ["this project", f"TRL {version('trl')}, full logits"]
+
+
+# --- the products of a step alone -------------------------------------------------------------------------------------
+
+
+def test_the_products_of_a_step_are_timed_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts that share a token, three tokens each; every product counts 1 second for a multiplication."""
+    decoder = Decoder(hidden=32, layers=2, heads=2, kv_heads=1, head_size=16, intermediate=64, vocabulary=1024)
+    done: list[int] = []
+
+    def counted(name: str) -> Any:
+        original = getattr(torch, name)
+
+        def product(left: Any, right: Any, out: Any) -> Any:
+            done.append(left.numel() * right.shape[-1])
+            return original(left, right, out=out)
+
+        return product
+
+    for name in ("mm", "bmm"):
+        monkeypatch.setattr(torch, name, counted(name))
+
+    def clock(work: Any) -> float:
+        done.clear()
+        work()
+        return float(sum(done))
+
+    monkeypatch.setattr(products, "seconds", clock)
+    found = products.products_alone(decoder, [[1, 2], [1, 3]], [[4, 5, 6], [4, 7]], 3)
+    layer = (64 * 32 + 32 * 32 + 128 * 32 + 32 * 64) * 2
+    # Of prompt and answer all but the last token is read: 1 + 2 · (1 + 2) tokens, of the teacher 1 + (2 + 2) + (1 + 2).
+    assert found["student forward"] == found["backward"] == [7 * layer]
+    assert found["teacher"] == [8 * layer]
+    assert found["rollout"] == [3 * layer + 2 * 2 * (layer + 1024 * 32)]
+    assert found["head and loss"] == [(6 + 6 + 6) * 1024 * 32]
+    assert found["step"] == [sum(value for part, (value,) in found.items() if part != "step")]
+
+
+def test_a_step_stands_beside_its_products() -> None:
+    samples = {
+        "ours": {"step": [6.0], "rollout": [2.0], "optimizer": [0.1], "peak_mib": [1.0]},
+        "products": {"step": [3.0], "rollout": [1.0]},
+    }
+    shown = [row for row in sdft.rows(samples, RATES) if row.peer_name == "its large products alone"]
+    assert [(row.name, row.ratio) for row in shown] == [("step", 2.0), ("– rollout", 2.0)]
