@@ -76,13 +76,14 @@ def test_a_run_goes_on_after_a_side_that_fails(tmp_path: Path, monkeypatch: pyte
 
     asked = make_up(monkeypatch, side)
     assert runner.bench(["sdft"], 2, tmp_path) == 1
-    assert asked == ["ours", "trl", "trl_topk", "ours"]
+    assert asked == ["ours", "trl", "trl_topk", "products", "ours"]
     assert read(tmp_path / "samples.json")["cases"]["sdft"]["failures"] == {"trl": "RuntimeError: no"}
     rows = read(tmp_path / "latest.json")["rows"]
     assert [(one["name"], one["ours"], one["ratio"], one["met"]) for one in rows] == [
         ("step", 2.0, None, False),
         ("sampled and trained", 256.0, None, None),  # 8 · 64 tokens in 2 s
-        ("peak memory above the model", 25.0, None, None),  # of 10 and 40
+        ("peak memory above the model", 30.0, None, None),  # of 10 and 50
+        ("step", 2.0, 1.0, None),
         ("step", 2.0, 1.0, None),
     ]
 
@@ -90,8 +91,8 @@ def test_a_run_goes_on_after_a_side_that_fails(tmp_path: Path, monkeypatch: pyte
 def test_a_later_round_is_left_out_where_it_would_not_end_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each side takes 4 minutes, the budget is 21: three sides in round one, ours and TRL's again until minute 20; a
-    third round would end at 28."""
+    """Each side takes 4 minutes, the budget is 25: four sides in round one, ours and TRL's again until minute 24; a
+    third round would end at 32."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
 
     def side(name: str) -> dict[str, list[float]]:
@@ -99,11 +100,11 @@ def test_a_later_round_is_left_out_where_it_would_not_end_in_time(
         return {"step": [2.0]}
 
     monkeypatch.setattr(workers, "time", clock)
-    monkeypatch.setattr(runner, "BUDGET", 21.0)
+    monkeypatch.setattr(runner, "BUDGET", 25.0)
     asked = make_up(monkeypatch, side)
     assert runner.bench(["sdft"], 3, tmp_path) == 0
-    assert asked == ["ours", "trl", "trl_topk", "ours", "trl"]
-    assert read(tmp_path / "latest.json")["machine"]["minutes"] == pytest.approx(20)
+    assert asked == ["ours", "trl", "trl_topk", "products", "ours", "trl"]
+    assert read(tmp_path / "latest.json")["machine"]["minutes"] == pytest.approx(24)
 
 
 def test_ctrl_c_keeps_the_cases_that_were_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +136,12 @@ def test_a_crash_loses_no_case_that_was_measured(tmp_path: Path, monkeypatch: py
 
 def test_an_update_replaces_its_cases_and_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of startup and sdft the first is measured again: 0.3 s. sdft keeps its place behind, its rows and samples."""
-    values = {"ours": STARTUP | {"step": [2.0]}, "trl": {"step": [4.0]}, "trl_topk": {"step": [8.0]}}
+    values = {
+        "ours": STARTUP | {"step": [2.0]},
+        "trl": {"step": [4.0]},
+        "trl_topk": {"step": [8.0]},
+        "products": {"step": [1.0]},
+    }
     make_up(monkeypatch, lambda side: values[side])
     assert runner.bench(["startup", "sdft"], 1, tmp_path) == 0
     before = read(tmp_path / "latest.json")["rows"]
