@@ -13,14 +13,14 @@ from torch.testing import assert_close
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from tests.parity.loaded import inputs_and_model
 from tests.small_runs import small_config
 from tests.trl_runs import REWARD
 from tutelage.events import EventLog
-from tutelage.models import load_model, takes_trees, unwrapped
+from tutelage.models import takes_trees, unwrapped
 from tutelage.models.loading import without_peft_deprecations
 from tutelage.rollouts.supported_models import read_decoder
 from tutelage.training.build import build_trainer
-from tutelage.training.inputs import prepare_inputs
 
 PAD = 2
 PROMPTS = [[*range(20, 34)]] * 3 + [[*range(20, 30), 99]] * 3
@@ -33,13 +33,7 @@ def grpo_trainer(folder: Path, **options: Any) -> Any:
     reward.write_text(REWARD, encoding="utf-8")
     defaults: dict[str, Any] = {"loss": "grpo", "grpo_reward_function": f"{reward}:share_of_vowels"}
     config = small_config(folder, "run", **(defaults | options))
-    inputs = prepare_inputs(config)
-    loaded = load_model(config, inputs.source)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in loaded.model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    inputs, loaded = inputs_and_model(config)
     return build_trainer(config, inputs, loaded, folder, EventLog(folder / "events.jsonl"))
 
 

@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
+from tests.parity.loaded import inputs_and_model
 from tests.small_runs import small_config
 from tests.tiny import tiny_model, tiny_tokenizer
 from tutelage.config import TrainingConfig
@@ -24,9 +25,7 @@ from tutelage.data.collators import pad_batch
 from tutelage.data.rows import TokenRow
 from tutelage.events import EventLog
 from tutelage.losses import dft_loss, nll_loss
-from tutelage.models import load_model
 from tutelage.training.build import build_trainer
-from tutelage.training.inputs import prepare_inputs
 
 FLOAT32 = 2e-6
 
@@ -65,13 +64,7 @@ def assert_same_gradients(ours: dict[str, Tensor], trls: dict[str, Tensor], rela
 
 def ours_and_trls(folder: Path, config: TrainingConfig) -> tuple[Any, Any]:
     """Both trainers on float64 models of the same weights. The adapter's B is not 0, so that A has a gradient too."""
-    inputs = prepare_inputs(config)
-    loaded = load_model(config, inputs.source)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in loaded.model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    inputs, loaded = inputs_and_model(config)
     loaded.model.double()
     ours = build_trainer(config, inputs, loaded, folder, EventLog(folder / "events.jsonl"))
 

@@ -338,6 +338,22 @@ def test_fewer_rows_where_the_bytes_do_not_suffice() -> None:
     assert engine._alike([4, 10, 6, 5, 3], 4, 30) == [([1, 2], 2), ([0, 3, 4], 3)]
 
 
+def test_fewer_rows_than_asked_for_are_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = llama().double()
+    decoder_of(model)
+    engine._say_that_rows_are_few.cache_clear()
+    monkeypatch.setattr(engine, "CACHE_BYTES", 60 * 1536)  # of 26 tokens for each row two, or one if others wait
+    with caplog.at_level("INFO", logger=engine.__name__):
+        for _ in range(2):
+            roll(model, [[5, 6], [7, 8], [9, 10]], batch_size=3)
+        roll(model, [[5, 6], [7, 8]], batch_size=2)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "responses are sampled 1 at a time and not 3"
+    ]
+
+
 # --- rotations ----------------------------------------------------------------------------------------------------
 
 LLAMA3: dict[str, Any] = {

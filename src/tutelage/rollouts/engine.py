@@ -6,8 +6,10 @@ other. What a prompt has in common with the one before it (all of it where both 
 keys and values are copied. One prefill computes all the prompts that are admitted together.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 from tutelage.models import shared_tokens
 from tutelage.rollouts.decoder import LONGEST_PREFILL, Decoder, Piece
 from tutelage.rollouts.drawing import Drawing, uniforms
+
+logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 4 * 2**30
 """What keys and values may take, on whatever device: 33 rows of 2800 tokens of a 135M Llama in float32."""
@@ -36,6 +40,8 @@ def generate_by_decoder(
     token_bytes = 2 * len(decoder.layers) * decoder.key_heads * decoder.head_width * decoder.embedding.element_size()
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     for group in _alike(lengths, batch_size, CACHE_BYTES // token_bytes):
+        if group.rows < min(batch_size, len(group.indices)):
+            _say_that_rows_are_few(group.rows, batch_size)
         engine = Engine(
             decoder,
             [prompts[index] for index in group.indices],
@@ -48,6 +54,17 @@ def generate_by_decoder(
         for index, response in zip(group.indices, engine.run(), strict=True):
             responses[index] = response
     return responses
+
+
+@cache
+def _say_that_rows_are_few(rows: int, batch_size: int) -> None:
+    """Once: a training samples in every step."""
+    logger.info(
+        "responses are sampled %d at a time and not %d: keys and values of more such rows would take over %.0f GiB",
+        rows,
+        batch_size,
+        CACHE_BYTES / 2**30,
+    )
 
 
 class _Group(NamedTuple):
