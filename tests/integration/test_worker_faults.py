@@ -1,10 +1,12 @@
 """Workers, servers and the network between them fail while jobs run: nothing runs twice, nothing is lost."""
 
 import os
+import random
 import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tests.served import Api, Process, Served, until
@@ -42,9 +44,12 @@ Start = Callable[..., WorkerProcess]
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that a system gives to who asks for any: what listens later, in another process, is not given it."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def writing_lines(folder: Path) -> str:
