@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -207,18 +208,16 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path, monkeypatch: pyt
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaAttention, "forward", forward)
+    # Where nothing is computed again it may leave out what nobody reads, and then sums in another order.
+    monkeypatch.setattr("tutelage.models.head.last_gated_layer_only_at", lambda decoder, place_N: nullcontext())
     options: dict[str, Any] = {"is_peft": is_peft, "lora_dropout": 0.2, "max_steps": 3}
     plain = run_small(tmp_path, "plain", **options)
     calls_without = len(calls)
     recomputed = run_small(tmp_path, "recomputed", **options, gradient_checkpointing=True)
     assert calls_without == 3 * 2  # steps × layers
     assert len(calls) - calls_without == 2 * calls_without
-    if is_peft:  # with its dropout
-        assert losses(recomputed) == losses(plain)
-        assert_same_bits(trained_weights(recomputed), trained_weights(plain))
-    else:  # the last layer takes fewer positions at once where nothing is computed again, and sums in another order
-        assert losses(recomputed) == pytest.approx(losses(plain), rel=1e-6)
-        assert_close(trained_weights(recomputed), trained_weights(plain), rtol=1e-4, atol=1e-6)
+    assert losses(recomputed) == losses(plain)
+    assert_same_bits(trained_weights(recomputed), trained_weights(plain))
 
 
 def losses(run: Run) -> list[float]:

@@ -29,8 +29,8 @@ def create_token(
     request: Request,
     parts: Parts,
     who: Admin,
+    scopes: Annotated[list[str], Form(default_factory=list, max_length=10)],
     name: Annotated[str, Form(max_length=200)] = "",
-    scopes: Annotated[list[str], Form(max_length=10)] = [],  # noqa: B006 - FastAPI copies it
     days: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
     """A new token. Its secret is on this page and nowhere else, which is why no redirect follows."""

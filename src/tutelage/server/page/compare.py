@@ -29,7 +29,7 @@ PLACES = ("step", "epoch", "from_step")
 """Numbers that say where, not how good."""
 LESS_IS_MORE = ("kl_", "_norm", "loss", "nll", "drift")
 
-RunIds = Annotated[list[str], Query(max_length=50)]
+RunIds = Annotated[list[str], Query(default_factory=list, max_length=50)]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def compare(
     request: Request,
     parts: Parts,
     who: Reader,
-    run: RunIds = [],  # noqa: B006 - FastAPI copies it
-    job: RunIds = [],  # noqa: B006 - FastAPI copies it
+    run: RunIds,
+    job: RunIds,
     x: Annotated[str, Query(max_length=200)] = "",
     y: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:

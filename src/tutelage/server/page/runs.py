@@ -33,7 +33,7 @@ LOG_TAIL_BYTES = 48 * 1024
 MAX_WARNINGS = 20
 MAX_SAMPLES = 200
 RunId = Annotated[str, Path(max_length=200)]
-Overlays = Annotated[list[str], Query(alias="with", max_length=50)]
+Overlays = Annotated[list[str], Query(default_factory=list, alias="with", max_length=50)]
 
 
 @router.get("/runs/{run_id}")
@@ -42,7 +42,7 @@ def show_run(
     run_id: RunId,
     parts: Parts,
     who: Reader,
-    overlays: Overlays = [],  # noqa: B006 - FastAPI copies it
+    overlays: Overlays,
     samples: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
     """What a run prints, reports and leaves."""
