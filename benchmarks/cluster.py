@@ -1,6 +1,6 @@
 """A day of a cluster in seconds: thousands of jobs, machines that fail in every way, and the plan that copes.
 
-    python -m benchmarks.cluster                    # 10,000 jobs on 1,000 machines; the plots of docs/cluster.md
+    python -m benchmarks.cluster                    # 10,000 jobs on 1,000 machines; and the picture
     python -m benchmarks.cluster --jobs 500 --machines 40
 
 What is simulated are launcher, workers and queue; the plan is the real one. Every promise is checked at every plan.

@@ -1,4 +1,4 @@
-"""The picture of a simulated cluster in docs/cluster.md. Not here: the simulation (`cluster.py`)."""
+"""The picture of a simulated cluster, docs/images/cluster-simulation.png. Not here: the simulation (`cluster.py`)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

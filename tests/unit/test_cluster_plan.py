@@ -485,15 +485,16 @@ def test_no_group_starves(max_workers: int, sizes: list[int], seed: int) -> None
 
 
 def test_a_plan_for_ten_thousand_jobs_takes_less_than_a_tenth_of_a_second() -> None:
-    """With a thousand machines there and a thousand to start; the fastest of five, as the machine may be busy."""
+    """With a thousand machines there and a thousand to start; the fastest of five, in time of the
+    processor, as the machine may be busy."""
     bounds = Limits(CATALOGUE, max_workers=2000)
     waiting = [PendingJob(job.id, job.requirement, job.arrives) for job in some_jobs(10_000)]
     groups = [group_of(job.requirement, bounds) for job in waiting[:1000]]
     there = Machines(tuple(machine(BUSY, group) for group in groups))
     took: list[float] = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         actions = plan(waiting, there, bounds, NOW)
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
         assert len(only(Start, actions)) > 900
     assert min(took) < 0.1

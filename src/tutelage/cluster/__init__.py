@@ -1,1 +1,1 @@
-"""Machines for the jobs that wait: the plan, which is pure, and the launchers that carry it out."""
+"""Machines for the jobs that wait: the plan, which is pure. Not here yet: what carries it out."""

@@ -3,8 +3,7 @@
 Each group of jobs gets machines of its own, the groups with the fewest first, the one that waits longest among equals.
 A group that has none and finds no room gets one of the others': of the group that has most, or, where each has but
 one, of a group whose oldest job is younger. So every group's oldest job becomes the oldest of all at some time, and
-then the next machine that is free is for it: no group starves. Not here: how machines are started (`launchers`), and
-what calls this again and again (`manager.py`).
+then the next machine that is free is for it: no group starves. Not here: how machines are started and stopped.
 """
 
 import heapq

@@ -166,12 +166,10 @@ class Reason(Body):
 
 
 class NewClaim(Body):
-    """wait: seconds to wait for a job. run_id: chosen by the worker; with the same one the same job comes again.
-    job_id: the only job it may be."""
+    """wait: seconds to wait for a job. run_id: chosen by the worker; with the same one the same job comes again."""
 
     worker_id: Identity
     run_id: RunId
-    job_id: Identity | None = None
     wait: Annotated[float, Field(ge=0, le=25, strict=True)] = 0.0
 
 
