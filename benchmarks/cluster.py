@@ -361,13 +361,19 @@ def main() -> None:
 def summary(result: Result) -> str:
     """The figures, one a line."""
     waits = sorted(result.waits.values())
-    at = lambda share: waits[min(len(waits) - 1, int(share * len(waits)))] / 60  # noqa: E731
+
+    def minutes(share: float) -> float:
+        return waits[min(len(waits) - 1, int(share * len(waits)))] / 60
+
     rows = [
         ("jobs", ", ".join(f"{count:,} {how}" for how, count in Counter(result.ended.values()).most_common())),
         ("hours", f"{result.end / HOUR:.1f}"),
         ("most machines at once", f"{result.most_machines:,}"),
         ("machines", ", ".join(f"{count:,} {what}" for what, count in sorted(result.events.items()))),
-        ("waited, minutes", f"median {at(0.5):.1f}, 95 of 100 within {at(0.95):.1f}, longest {waits[-1] / 60:.1f}"),
+        (
+            "waited, minutes",
+            f"median {minutes(0.5):.1f}, 95 of 100 within {minutes(0.95):.1f}, longest {minutes(1):.1f}",
+        ),
         ("cost", f"${result.cost:,.0f}, of which ${result.useful_cost:,.0f} for work that was kept"),
         (
             "a plan, ms",

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from itertools import count
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
@@ -40,6 +41,7 @@ NEEDS = Requirement(requires_vram_gb=24)
 OTHER = Requirement(image="other", requires_vram_gb=24)
 GROUP, OTHER_GROUP = group_of(NEEDS, LIMITS), group_of(OTHER, LIMITS)
 numbers = count()
+One = TypeVar("One")
 
 
 def jobs(number: int, requirement: Requirement = NEEDS, *, age: float = 60.0) -> list[PendingJob]:
@@ -56,11 +58,11 @@ def machine(
     return Machine(f"m-{next(numbers):06}", group, chosen, state, NOW - age, seen, cost)
 
 
-def planned(pending: list[PendingJob], *there: Machine, limits: Limits = LIMITS, **learned: object) -> list[Action]:
-    return plan(pending, replace(Machines(there), **learned), limits, NOW)  # pyright: ignore[reportArgumentType]
+def planned(pending: list[PendingJob], *there: Machine, limits: Limits = LIMITS, **learned: Any) -> list[Action]:
+    return plan(pending, replace(Machines(there), **learned), limits, NOW)
 
 
-def only(kind: type, actions: list[Action]) -> list[Action]:
+def only(kind: type[One], actions: list[Action]) -> list[One]:
     return [action for action in actions if isinstance(action, kind)]
 
 
@@ -109,7 +111,7 @@ def test_all_is_the_cheaper_of_both_and_community_never_secure() -> None:
 def test_machines_that_start_or_have_nothing_to_do_are_for_the_oldest_jobs() -> None:
     waiting = jobs(4)
     actions = planned(waiting, machine(STARTING), machine(IDLE))
-    assert [start.job_id for start in only(Start, actions)] == [job.id for job in waiting[2:]]  # pyright: ignore
+    assert [start.job_id for start in only(Start, actions)] == [job.id for job in waiting[2:]]
 
 
 def test_busy_and_leaving_machines_are_for_nobody() -> None:
@@ -130,7 +132,7 @@ def test_max_workers_counts_all_there_are() -> None:
 def test_the_group_with_the_fewest_machines_comes_first() -> None:
     """Four places: three for the group that has none though its jobs are younger, then it is even."""
     actions = planned(jobs(9, age=600) + jobs(9, OTHER), machine(BUSY))
-    assert Counter(start.group for start in only(Start, actions)) == {GROUP: 1, OTHER_GROUP: 2}  # pyright: ignore
+    assert Counter(start.group for start in only(Start, actions)) == {GROUP: 1, OTHER_GROUP: 2}
 
 
 def test_max_per_group() -> None:
@@ -142,7 +144,7 @@ def test_max_per_group() -> None:
 def test_most_of_a_hardware_over_all_groups() -> None:
     limits = replace(LIMITS, hardware=(replace(SMALL, most=1), LARGE))
     actions = planned(jobs(2), machine(BUSY, OTHER_GROUP), limits=limits)
-    assert [start.tier for start in only(Start, actions)] == [Tier("1x A100", SECURE)] * 2  # pyright: ignore
+    assert [start.tier for start in only(Start, actions)] == [Tier("1x A100", SECURE)] * 2
 
 
 def test_one_machine_a_job_where_a_machine_takes_only_its_own() -> None:
@@ -150,7 +152,7 @@ def test_one_machine_a_job_where_a_machine_takes_only_its_own() -> None:
     waiting = jobs(2)
     there = replace(machine(STARTING), job_id=waiting[1].id), replace(machine(STARTING), job_id="job-canceled")
     actions = planned(waiting, *there, limits=replace(LIMITS, one_job=True))
-    assert [start.job_id for start in only(Start, actions)] == [waiting[0].id]  # pyright: ignore
+    assert [start.job_id for start in only(Start, actions)] == [waiting[0].id]
     assert only(Stop, actions) == [Stop(there[1].id, "job-canceled does not wait for it any more")]
 
 
@@ -176,7 +178,7 @@ def test_when_the_money_is_spent_everything_comes_to_its_end() -> None:
 def test_limits_that_were_lowered_give_machines_back() -> None:
     busy, idle, starting = machine(BUSY), machine(IDLE), machine(STARTING)
     actions = planned(jobs(2), busy, idle, starting, limits=replace(LIMITS, max_workers=1))
-    assert [(type(action), action.machine_id) for action in actions[:2]] == [  # pyright: ignore
+    assert [(type(action), action.machine_id) for action in actions[:2]] == [
         (Stop, idle.id),
         (Stop, starting.id),
     ]
@@ -196,7 +198,7 @@ def test_limits_that_were_lowered_give_machines_back() -> None:
 def test_a_tier_rests_longer_each_time_it_fails(failed: int, ago: float, chosen: str) -> None:
     """The ladder: 30, 60, 120, 300, 900, 1800 s; what is next in price is started meanwhile."""
     actions = planned(jobs(1), failures={Tier("1x A40", SECURE): Failures(failed, NOW - ago)})
-    assert [start.tier.hardware for start in only(Start, actions)] == [chosen]  # pyright: ignore
+    assert [start.tier.hardware for start in only(Start, actions)] == [chosen]
 
 
 def test_after_the_rest_one_machine_shows_whether_it_goes_again() -> None:
@@ -206,7 +208,7 @@ def test_after_the_rest_one_machine_shows_whether_it_goes_again() -> None:
     assert len(only(Start, actions)) == 1
     assert only(Hold, actions) == [
         Hold(actions[0].group, 2, "1x A40 SECURE failed to start once, one machine is tried first")
-    ]  # pyright: ignore
+    ]
     assert not only(Start, planned(jobs(3), machine(STARTING), limits=limits, failures=failures))
 
 
@@ -280,7 +282,7 @@ def test_idle_machines_are_given_up_before_busy_ones() -> None:
     idle = machine(IDLE)
     there = machine(BUSY), machine(BUSY), idle, machine(BUSY)
     actions = planned(jobs(1, OTHER), *there)
-    assert [action.machine_id for action in only(Stop, actions)] == [idle.id]  # pyright: ignore
+    assert [action.machine_id for action in only(Stop, actions)] == [idle.id]
 
 
 def test_with_one_machine_each_the_oldest_job_decides() -> None:
@@ -299,7 +301,7 @@ def test_room_is_made_for_what_is_lacking() -> None:
     holder = machine(BUSY, group_of(other, limits), tier=Tier("1x A100", SECURE))
     others = [machine(BUSY, group_of(OTHER, limits)) for _ in range(3)]
     actions = planned(jobs(1, needs, age=600) + jobs(1, other), holder, *others, limits=limits)
-    assert [action.machine_id for action in only(Drain, actions)] == [holder.id]  # pyright: ignore
+    assert [action.machine_id for action in only(Drain, actions)] == [holder.id]
 
 
 def test_several_cheap_machines_make_room_for_an_expensive_one() -> None:
@@ -308,7 +310,7 @@ def test_several_cheap_machines_make_room_for_an_expensive_one() -> None:
     there = [machine(BUSY, cost=0.4) for _ in range(5)]
     needs = Requirement(requires_vram_gb=80)
     actions = planned(jobs(1, needs, age=600) + jobs(1), *there, limits=limits)
-    assert {action.machine_id for action in only(Drain, actions)} == {one.id for one in there}  # pyright: ignore
+    assert {action.machine_id for action in only(Drain, actions)} == {one.id for one in there}
 
 
 # --- promises ---------------------------------------------------------------------------------------------------------
