@@ -47,7 +47,7 @@ def draw(result: Result, jobs: Mapping[str, SimulatedJob], scarce: Hardware) -> 
     waits.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     waits.set_xlabel("minutes", fontsize=9)
     waits.set_ylim(0, 100)
-    _titled(waits, "Jobs that have begun, of 100")
+    _titled(waits, "Jobs that have begun, of 100", loc="lower left", bbox_to_anchor=(0.06, 0.12))
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     PICTURE.write_bytes(png(figure))
 
@@ -70,6 +70,6 @@ def _lines(
     _titled(axes, title)
 
 
-def _titled(axes: Any, title: str) -> None:
+def _titled(axes: Any, title: str, **legend: Any) -> None:
     axes.set_title(title, fontsize=10, color=LIGHT.ink, loc="left")
-    axes.legend(frameon=False, fontsize=8, labelcolor=LIGHT.ink)
+    axes.legend(frameon=False, fontsize=8, labelcolor=LIGHT.ink, **legend)
