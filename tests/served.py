@@ -261,7 +261,7 @@ def served(
 @contextlib.contextmanager
 def _recorded(log: list[logging.LogRecord]) -> Generator[None, None, None]:
     handler = logging.Handler()
-    handler.emit = log.append  # type: ignore[method-assign]
+    handler.emit = log.append  # type: ignore[method-assign] - the log is a list here
     root, loud = logging.getLogger(), logging.getLogger("tutelage")
     before = root.level, loud.level
     root.addHandler(handler)

@@ -108,7 +108,7 @@ def test_the_layers_of_a_rollout_are_the_models_own(trainer: FakeTrainer) -> Non
         seen.append("forward" in vars(trainer.decoder))
         raise KeyError
 
-    trainer.sample = sample  # type: ignore[method-assign]
+    trainer.sample = sample  # type: ignore[method-assign] - stands for the trainer's own
     steps.StepClock(trainer, "sample")
     assert "forward" in vars(trainer.decoder)
     with suppress(KeyError):
