@@ -14,6 +14,7 @@ from tutelage.cli.chat import chat
 from tutelage.cli.compare import compare
 from tutelage.cli.demo import demo
 from tutelage.cli.evaluate import evaluate
+from tutelage.cli.machines import cluster
 from tutelage.cli.output import Json, print_json
 from tutelage.cli.serve import backup, restore, serve
 from tutelage.cli.work import worker
@@ -97,7 +98,7 @@ app.add_typer(jobs.app, name="jobs", rich_help_panel=JOBS)
 submit.register(app, JOBS)
 app.command(rich_help_panel=JOBS)(chat)
 app.add_typer(stored.files_app, name="files", rich_help_panel=JOBS)
-for command in (serve, worker, backup, restore):
+for command in (serve, worker, cluster, backup, restore):
     app.command(rich_help_panel=SERVER)(command)
 app.add_typer(stored.token_app, name="token", rich_help_panel=SERVER)
 app.add_typer(stored.env_app, name="env", rich_help_panel=SERVER)

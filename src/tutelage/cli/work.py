@@ -29,6 +29,8 @@ def worker(
     while_input_open: Annotated[
         bool, typer.Option("--while-input-open", help="Claim jobs only while standard input is open.")
     ] = False,
+    job: Annotated[str | None, typer.Option(help="Take this job and no other; for machines started for it.")] = None,
+    run: Annotated[str | None, typer.Option(help="Id of the first run: run- and 32 hexadecimal digits.")] = None,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Leave the folders of runs in kept/.")] = False,
     as_json: JsonLines = False,
 ) -> None:
@@ -48,6 +50,8 @@ def worker(
         images=tuple(image) if image else None,
         ignore_vram=ignore_vram,
         while_input_open=while_input_open,
+        job_id=job,
+        run_id=run,
         keep_runs=keep_runs,
     )
     log_to_stderr()

@@ -1,10 +1,11 @@
-"""Costs, workers, tokens, secrets: what somebody who looks after a server asks for."""
+"""Costs, workers, demand, tokens, secrets: what somebody who looks after a server asks for."""
 
 from collections.abc import Sequence
 from datetime import datetime
 
 from tutelage.client.http import Transport, path_of
 from tutelage.client.results import Cost, NewToken, Token, Worker, decoded, decoded_list
+from tutelage.jobs.records import Demand
 
 
 class Costs:
@@ -28,6 +29,10 @@ class Workers:
     def list(self, limit: int = 100) -> list[Worker]:
         """Those last heard from first."""
         return decoded_list(Worker, self._transport.request("GET", "/api/workers", params={"limit": limit}))
+
+    def demand(self, limit: int = 10_000) -> Demand:
+        """The oldest jobs that nobody has claimed, and what they need."""
+        return decoded(Demand, self._transport.request("GET", "/api/demand", params={"limit": limit}))
 
     def stop(self, worker_id: str, reason: str = "asked to stop") -> Worker:
         """Let a worker claim nothing more. A job that it runs goes on to its end; then the worker ends and says why.

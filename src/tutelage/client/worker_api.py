@@ -74,10 +74,12 @@ class WorkerApi:
         path = path_of("api", "workers", worker_id, "stop")
         return decoded(Worker, self.transport.request("POST", path, json={"reason": reason}, patience=patience))
 
-    def claim(self, worker_id: str, run_id: str, *, wait: float = LONGEST_WAIT_SECONDS) -> ClaimedJob | None:
+    def claim(
+        self, worker_id: str, run_id: str, *, wait: float = LONGEST_WAIT_SECONDS, job_id: str | None = None
+    ) -> ClaimedJob | None:
         """The next job, as a run with this id (`run-` and 32 hexadecimal digits); None where none came within `wait`
-        seconds. The same run_id gets the same job again."""
-        body = {"worker_id": worker_id, "run_id": run_id, "wait": min(wait, LONGEST_WAIT_SECONDS)}
+        seconds. The same run_id gets the same job again. job_id: the only one it may be."""
+        body = {"worker_id": worker_id, "run_id": run_id, "wait": min(wait, LONGEST_WAIT_SECONDS), "job_id": job_id}
         answer = self.transport.request("POST", "/api/claims", json=body)
         return None if answer is None else decoded(ClaimedJob, answer)
 

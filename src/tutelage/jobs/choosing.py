@@ -38,14 +38,18 @@ def in_order_of_preference(oldest_first: Sequence[Candidate], offer: Offer, max_
     return due + cached + others
 
 
-def choose(connection: Connection, organization: str, offer: Offer, max_skip: int) -> AnyRow | None:
-    """The row of the job that a worker gets, locked; None where no pending one fits."""
+def choose(
+    connection: Connection, organization: str, offer: Offer, max_skip: int, job_id: str | None = None
+) -> AnyRow | None:
+    """The row of the job that a worker gets, locked; None where no pending one fits. job_id: none but this one."""
     fitting = fitting_requirements(connection, organization, offer)
     if not fitting:
         return None
     waits = _waits(organization, fitting)
+    if job_id is not None:
+        waits = and_(waits, jobs.c.id == job_id)
     oldest_first = (jobs.c.queue_number, jobs.c.id)
-    if not offer.cached_models:
+    if not offer.cached_models or job_id is not None:
         return connection.execute(
             select(jobs).where(waits).order_by(*oldest_first).limit(1).with_for_update(skip_locked=True)
         ).one_or_none()

@@ -97,10 +97,11 @@ class Queue:
                 row = change(connection, row, requirement_id=values["requirement_id"])
             return job_of(row)
 
-    def claim(self, organization: str, worker_id: str, run_id: str) -> Claim | None:
+    def claim(self, organization: str, worker_id: str, run_id: str, job_id: str | None = None) -> Claim | None:
         """The next job for a worker, as a run with this id; None where none fits.
 
-        run_id: chosen by the worker, so that asking again after a lost answer gets the same job. Raises
+        run_id: chosen by the worker, so that asking again after a lost answer gets the same job. job_id: the only one
+        it may be, for a worker that was started for it. Raises
         NotFoundError for a worker that is not registered, WorkerStoppedError for one that was stopped, FencedError
         where the run is not the worker's or has ended.
         """
@@ -120,7 +121,7 @@ class Queue:
                     raise FencedError(f"{run_id}: this run is {again.status}; claim with a new id")
                 self._renew(connection, run_id)
                 return self._claim(require_job(connection, organization, again.job_id), again.id, again.attempt)
-            chosen = choose(connection, organization, offer_of(worker), self.max_skip)
+            chosen = choose(connection, organization, offer_of(worker), self.max_skip, job_id)
             values: dict[str, Any] = {"last_seen_at": now}
             if chosen is not None:
                 values["run_id"] = run_id

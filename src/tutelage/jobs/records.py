@@ -164,6 +164,23 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class WaitingJob:
+    """requirement: key of its conditions in `Demand.requirements`. queued_at: seconds since the epoch."""
+
+    id: str
+    requirement: str
+    queued_at: float
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Jobs, oldest first, and the conditions they share, as `Requirement.from_json` reads them."""
+
+    requirements: dict[str, dict[str, Any]]
+    jobs: list[WaitingJob]
+
+
+@dataclass(frozen=True)
 class Cost:
     """What the runs of a job took. dollars: hours times the worker's price."""
 

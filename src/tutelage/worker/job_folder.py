@@ -21,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
+from tutelage.client.http import TOKEN_VARIABLES
 from tutelage.client.results import ClaimedJob
 from tutelage.client.worker_api import WorkerApi
 from tutelage.errors import JobError, NotFoundError, OutputError
@@ -124,7 +125,13 @@ def command_of(claim: ClaimedJob) -> Sequence[str]:
 
 def environment_of(claim: ClaimedJob, url: str, gpus: int) -> dict[str, str]:
     """Of the process: the worker's own without what is private to it, the secrets, and who and where the job is."""
-    mine = {name: value for name, value in os.environ.items() if name not in PRIVATE_VARIABLES}
+    # Ray hands the environment it was given on once more, in a variable of its own.
+    tokens = [os.environ[name] for name in TOKEN_VARIABLES if os.environ.get(name)]
+    mine = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in PRIVATE_VARIABLES and not any(token in value for token in tokens)
+    }
     # `python` in a job is the Python that has tutelage.
     mine["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), mine.get("PATH") or os.defpath])
     return {

@@ -28,7 +28,8 @@ class WorkerSettings:
     models of other jobs; several workers may share it. cost_per_hour: US dollars. images: container images it stands
     for; None, any. ignore_vram: take jobs whatever memory they ask for. keep_runs: leave the folders of runs in
     `kept/`. grace: seconds between SIGTERM and SIGKILL. while_input_open: claim jobs only while standard input, which
-    whoever started the worker holds, is open; the job that runs goes on to its end."""
+    whoever started the worker holds, is open; the job that runs goes on to its end. job_id: the only job it takes.
+    run_id: what its first run is called; unset, it chooses."""
 
     name: str = field(default_factory=socket.gethostname)
     once: bool = False
@@ -41,6 +42,8 @@ class WorkerSettings:
     keep_runs: bool = False
     grace: float = 12.0
     while_input_open: bool = False
+    job_id: str | None = None
+    run_id: str | None = None
     log_limits: LogLimits = field(default_factory=LogLimits)
 
     def __post_init__(self) -> None:

@@ -88,6 +88,7 @@ class Worker:
         self._last_job: str | None = None
         self._gpus = Gpus()
         self._failures = 0
+        self._first_run_id = self.settings.run_id
         self._idle_since = time.monotonic()
 
     def run(self) -> int:
@@ -208,7 +209,7 @@ class Worker:
 
     def _claim(self) -> tuple[ClaimedJob, float] | None:
         """The next job, and when it was asked for; None where the worker is to end. Raises AccessError."""
-        run_id = _new_run_id()
+        run_id, self._first_run_id = self._first_run_id or _new_run_id(), None
         pause = FIRST_PAUSE_SECONDS
         while self._stopping is None:
             wait = LONGEST_WAIT_SECONDS
@@ -242,7 +243,7 @@ class Worker:
 
     def _ask(self, run_id: str, wait: float) -> tuple[ClaimedJob | None, float]:
         asked_at = now()
-        return self._api.claim(self.id or "", run_id, wait=wait), asked_at
+        return self._api.claim(self.id or "", run_id, wait=wait, job_id=self.settings.job_id), asked_at
 
     def _return_unseen(self, run_id: str) -> None:
         """The worker is to end while a claim is under way: whatever it got is given back."""

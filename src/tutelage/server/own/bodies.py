@@ -166,10 +166,12 @@ class Reason(Body):
 
 
 class NewClaim(Body):
-    """wait: seconds to wait for a job. run_id: chosen by the worker; with the same one the same job comes again."""
+    """wait: seconds to wait for a job. run_id: chosen by the worker; with the same one the same job comes again.
+    job_id: the only job it may be."""
 
     worker_id: Identity
     run_id: RunId
+    job_id: Identity | None = None
     wait: Annotated[float, Field(ge=0, le=25, strict=True)] = 0.0
 
 

@@ -1,4 +1,4 @@
-"""Workers: registering, reporting, claiming jobs."""
+"""Workers: registering, reporting, claiming jobs; and the jobs that wait for one."""
 
 import time
 from typing import Annotated
@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.jobs.records import Claim, Scope, Worker
+from tutelage.jobs.demand import demand
+from tutelage.jobs.records import Claim, Demand, Scope, Worker
 from tutelage.jobs.registry import Registration
 from tutelage.jobs.requirements import Offer, cloud_type_of, hardware_of
 from tutelage.server.authentication import Parts, Reader, WorkerPrincipal
@@ -38,7 +39,7 @@ def register(body: NewWorker, request: Request, parts: Parts, who: WorkerPrincip
 
 
 @router.get("/workers")
-def list_workers(parts: Parts, who: Reader, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Page[Worker]:
+def list_workers(parts: Parts, who: Reader, limit: Annotated[int, Query(ge=1, le=5000)] = 100) -> Page[Worker]:
     """Workers, those last heard from first."""
     found = parts.registry.list(who.organization, limit=limit + 1)
     return Page(data=found[:limit], has_more=len(found) > limit)
@@ -57,6 +58,12 @@ def stop(worker_id: WorkerId, body: Reason, parts: Parts, who: WorkerPrincipal) 
     """A worker ends, or is to claim nothing more."""
     reason = parts.masking.masked(who.organization, body.reason)
     return parts.registry.stop(who.organization, worker_id, reason)
+
+
+@router.get("/demand")
+def waiting(parts: Parts, who: Reader, limit: Annotated[int, Query(ge=1, le=100_000)] = 10_000) -> Demand:
+    """Jobs that nobody has claimed, oldest first, and what they need."""
+    return demand(parts.database, who.organization, limit=limit)
 
 
 @router.post("/claims", response_model=Claimed, responses={204: {"description": "No pending job fits."}})
@@ -88,7 +95,7 @@ async def _next_job(body: NewClaim, parts: Services, organization: str) -> Claim
     with parts.notices.listening("pending") as told:
         while True:
             told.forget()
-            found = await run_in_threadpool(parts.queue.claim, organization, body.worker_id, body.run_id)
+            found = await run_in_threadpool(parts.queue.claim, organization, body.worker_id, body.run_id, body.job_id)
             left = until - time.monotonic()
             if found is not None or left <= 0 or parts.notices.closing:
                 return found

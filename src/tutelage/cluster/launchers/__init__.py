@@ -1,0 +1,1 @@
+"""How machines are started: each module has one launcher, and none of them plans."""

@@ -1,0 +1,285 @@
+"""The loop that keeps machines matched to the queue: look, plan, act. Not here: the plan, and how machines start.
+
+Everything it needs to know is at the launcher and at the server, so a manager that was killed is followed by one that
+finds its machines. Where either of the two does not answer, nothing is done.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from pathlib import Path
+
+from tutelage.client.errors import ServerError
+from tutelage.client.openweights import OpenWeights
+from tutelage.client.results import Worker
+from tutelage.cluster.history import load_history
+from tutelage.cluster.launchers.protocol import Found, Launcher, LauncherError, NoCapacityError, Order
+from tutelage.cluster.plan import plan
+from tutelage.cluster.records import (
+    Action,
+    Drain,
+    Group,
+    Machine,
+    Machines,
+    MachineState,
+    PendingJob,
+    Start,
+    Stop,
+    Tier,
+)
+from tutelage.cluster.settings import ClusterSettings
+from tutelage.errors import NotFoundError
+from tutelage.jobs.records import Demand
+from tutelage.jobs.requirements import Requirement
+
+TOKEN_DAYS = 30
+"""A machine works no longer: then its token has expired."""
+MOST_WORKERS_LISTED = 5000
+UNKNOWN_GROUP = "of another manager"
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was seen and decided in one round."""
+
+    pending: int
+    machines: Machines
+    actions: list[Action]
+
+
+class Manager:
+    """Machines for the jobs of one server. folder: of what it remembers. say: gets what people are told, a sentence
+    at a time. client: its token has the scope `admin`, since machines get tokens of their own."""
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        launcher: Launcher,
+        client: OpenWeights,
+        folder: Path,
+        *,
+        say: Callable[[str], None] = print,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings, self.launcher, self.client = settings, launcher, client
+        self._say, self._clock = say, clock
+        self._limits = settings.limits(one_job=launcher.one_job)
+        self._path = folder / f"{settings.name}.json"
+        self.history = load_history(self._path)
+        self._since: dict[tuple[str, MachineState], float] = {}
+        self._workers: dict[str, Worker] = {}
+        self._tokens: dict[str, str] | None = None
+        self._said: dict[Group, str] = {}
+        self._came_up: set[str] = set()
+
+    @cached_property
+    def _url(self) -> str:
+        return self.settings.url or str(self.client.http.url)
+
+    def run(self, wait: Callable[[float], bool]) -> None:
+        """Round after round, until `wait` of some seconds says that it is to end. Machines stay."""
+        away = False
+        while True:
+            try:
+                self.round()
+                if away:
+                    self._say("both answer again")
+                away = False
+            except (LauncherError, ServerError) as error:
+                if not away:
+                    self._say(f"{error}; nothing is started or stopped until it answers")
+                away = True
+            if wait(self.settings.round_seconds):
+                return
+
+    def round(self, *, act: bool = True) -> Round:
+        """Look, plan and, if `act`, do it. Raises LauncherError and ServerError where nothing could be seen."""
+        found = self.launcher.found()
+        demand = self.client.workers.demand()
+        now = self._clock()
+        machines = self._machines(found, self.client.workers.list(MOST_WORKERS_LISTED), now)
+        pending = _pending(demand)
+        actions = plan(pending, machines, self._limits, now)
+        if act:
+            self._do(actions, {machine.id: machine for machine in machines.known}, now)
+            self.history.save(self._path)
+        return Round(len(pending), machines, actions)
+
+    def stop_all(self) -> None:
+        """Give every machine back at once; jobs that run on them are given back too. Raises LauncherError, ServerError
+        and whatever stops it: some may be left then."""
+        now = self._clock()
+        machines = self._machines(self.launcher.found(), self.client.workers.list(MOST_WORKERS_LISTED), now)
+        for machine in machines.known:
+            self._stop(Stop(machine.id, "all are stopped"), replace(machine, state=MachineState.LEAVING), now)
+        self._say(f"{len(machines.known)} machines are stopped")
+
+    # --- what there is --------------------------------------------------------------------------------------------
+
+    def _machines(self, found: Iterable[Found], workers: Iterable[Worker], now: float) -> Machines:
+        prefix = f"{self.settings.name}-"
+        # Of workers that have the same name, as after a restart of the machine, the one heard from last.
+        for worker in reversed(list(workers)):
+            if worker.name.startswith(prefix):
+                self._workers[worker.name] = worker
+        known = [self._machine(one, self._workers.get(one.machine_id), now) for one in found]
+        ids = {machine.id for machine in known}
+        self.history.count(sum(machine.cost_per_hour for machine in known), now)
+        strays = [worker for name, worker in self._workers.items() if name not in ids and _lives(worker)]
+        known += [self._stray(worker, now) for worker in strays]
+        ids = {machine.id for machine in known}
+        self._came_up &= ids
+        self._workers = {name: worker for name, worker in self._workers.items() if name in ids}
+        self._since = {key: since for key, since in self._since.items() if key[0] in ids}
+        return Machines(tuple(known), dict(self.history.failures), self.history.spent)
+
+    def _machine(self, found: Found, worker: Worker | None, now: float) -> Machine:
+        state, reason = _state(found, worker, ends_by_itself=self.launcher.one_job)
+        starting = state is MachineState.STARTING
+        if worker is not None and found.machine_id not in self._came_up:
+            self._came_up.add(found.machine_id)
+            self.history.started(found.tier)
+        return Machine(
+            found.machine_id,
+            found.group,
+            found.tier,
+            state,
+            found.started_at if starting else self._since.setdefault((found.machine_id, state), now),
+            worker.last_seen_at.timestamp() if worker is not None else None,
+            found.cost_per_hour,
+            found.job_id,
+            reason,
+        )
+
+    def _stray(self, worker: Worker, now: float) -> Machine:
+        """A worker of this cluster whose machine the launcher does not have: it ends, and counts until it has."""
+        group = Group(worker.cloud_type, UNKNOWN_GROUP, ())
+        tier = Tier(worker.hardware, worker.cloud_type)
+        since = self._since.setdefault((worker.name, MachineState.LEAVING), now)
+        return Machine(worker.name, group, tier, MachineState.LEAVING, since, worker.last_seen_at.timestamp())
+
+    # --- what is done ---------------------------------------------------------------------------------------------
+
+    def _do(self, actions: Iterable[Action], machines: Mapping[str, Machine], now: float) -> None:
+        may_start = True
+        held: dict[Group, str] = {}
+        for action in actions:
+            if isinstance(action, Stop):
+                self._stop(action, machines[action.machine_id], now)
+            elif isinstance(action, Drain):
+                self._say(f"{action.machine_id}: leaves after its job: {action.reason}")
+                self._stop_worker(action.machine_id, action.reason)
+            elif isinstance(action, Start):
+                may_start = may_start and self._start(action, now)
+            else:
+                held[action.group] = action.reason
+                if self._said.get(action.group) != action.reason:
+                    self._say(f"{action.jobs} job{'s' * (action.jobs != 1)} for {action.group} wait: {action.reason}")
+        self._said = held
+
+    def _start(self, start: Start, now: float) -> bool:
+        """Whether the launcher takes more."""
+        machine_id = f"{self.settings.name}-{secrets.token_hex(5)}"
+        expires = datetime.now(timezone.utc) + timedelta(days=TOKEN_DAYS)
+        new = self.client.tokens.create(machine_id, ["worker", "read"], expires)
+        self._token_ids()[machine_id] = new.token.id
+        order = Order(
+            machine_id,
+            start,
+            self._url,
+            new.secret,
+            run_id=f"run-{secrets.token_hex(16)}" if self.launcher.one_job else None,
+            ignore_vram=self.settings.entry(start.tier.hardware).ignore_vram,
+        )
+        try:
+            self.launcher.start(order)
+        except NoCapacityError as error:
+            self._say(f"{start.tier} cannot be had: {error}")
+            self.history.failed(start.tier, now)
+            self._revoke(machine_id)
+            return True
+        except LauncherError as error:
+            # Whether it began is not known: if it did, the next round finds it, and its token is needed.
+            self._say(f"{machine_id}: {start.tier} could not be asked for: {error}")
+            return False
+        self._say(f"{machine_id}: starts, {start.tier} at ${start.cost_per_hour:,.2f} an hour, for {start.job_id}")
+        return True
+
+    def _stop(self, stop: Stop, machine: Machine, now: float) -> None:
+        self._say(f"{stop.machine_id}: stops: {stop.reason}")
+        worker = self._stop_worker(stop.machine_id, stop.reason)
+        if machine.state is MachineState.IDLE and worker is not None and worker.run_id is not None:
+            self._say(f"{stop.machine_id}: has got a job meanwhile and leaves after it")
+            return
+        if stop.failed_start:
+            self.history.failed(machine.tier, now)
+        try:
+            self.launcher.stop(stop.machine_id)
+        except LauncherError as error:
+            self._say(f"{stop.machine_id}: could not be stopped, which is tried again: {error}")
+            return
+        self._revoke(stop.machine_id)
+
+    def _stop_worker(self, machine_id: str, reason: str) -> Worker | None:
+        """Let the machine's worker claim nothing more; as it is after that."""
+        worker = self._workers.get(machine_id)
+        if worker is None:
+            return None
+        with suppress(NotFoundError):
+            self._workers[machine_id] = worker = self.client.workers.stop(worker.id, f"the cluster: {reason}")
+        return worker
+
+    # --- tokens of machines ---------------------------------------------------------------------------------------
+
+    def _token_ids(self) -> dict[str, str]:
+        if self._tokens is None:
+            prefix = f"{self.settings.name}-"
+            self._tokens = {
+                token.name: token.id
+                for token in self.client.tokens.list()
+                if token.revoked_at is None and token.name.startswith(prefix)
+            }
+        return self._tokens
+
+    def _revoke(self, machine_id: str) -> None:
+        token = self._token_ids().pop(machine_id, None)
+        if token is not None:
+            with suppress(NotFoundError):
+                self.client.tokens.revoke(token)
+
+
+def _pending(demand: Demand) -> list[PendingJob]:
+    requirements = {key: Requirement.from_json(conditions) for key, conditions in demand.requirements.items()}
+    return [PendingJob(job.id, requirements[job.requirement], job.queued_at) for job in demand.jobs]
+
+
+def _lives(worker: Worker) -> bool:
+    return worker.stopped_at is None or worker.run_id is not None
+
+
+def _state(found: Found, worker: Worker | None, *, ends_by_itself: bool) -> tuple[MachineState, str | None]:
+    """By what launcher and server say; and why, where it is lost. ends_by_itself: the machine, after its worker."""
+    if found.ended is not None:
+        return MachineState.LOST, found.ended
+    if worker is None:
+        return MachineState.STARTING, None
+    if not _lives(worker) and not ends_by_itself:
+        return MachineState.LOST, f"its worker has ended ({worker.reason or 'without a word'})"
+    if worker.stopped_at is not None:
+        return MachineState.LEAVING, None
+    return (MachineState.BUSY if worker.run_id is not None else MachineState.IDLE), None
+
+
+def describe(action: Action) -> str:
+    """An action in words, for a plan that is only shown."""
+    if isinstance(action, Start):
+        return f"start {action.tier} at ${action.cost_per_hour:,.2f} an hour for {action.job_id}"
+    if isinstance(action, Stop):
+        return f"stop {action.machine_id}: {action.reason}"
+    if isinstance(action, Drain):
+        return f"drain {action.machine_id}: {action.reason}"
+    return f"hold {action.jobs} for {action.group}: {action.reason}"
