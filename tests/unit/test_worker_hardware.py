@@ -54,6 +54,25 @@ def test_the_driver_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        ("0,3", Gpus(("T4", "T4"), 30.0)),
+        ("GPU-8f1c", Gpus(("T4",), 15.0)),
+        ("", Gpus()),
+        ("-1", Gpus()),
+    ],
+)
+def test_gpus_that_were_given_to_others_are_not_the_workers(
+    visible: str, found: Gpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program prints one line for each of the devices that it was asked for, by number or by id."""
+    asked = 'for one in $(echo "$3" | sed "s/^--id=//; s/,/ /g"); do echo "Tesla T4, 15360"; done'
+    driver(tmp_path, asked, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_gpus() == found
+
+
+@pytest.mark.parametrize(
     ("script", "sentence"),
     [
         ("sleep 60", "nvidia-smi gave no answer within 0.1 s"),

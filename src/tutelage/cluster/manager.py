@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tutelage.client.errors import ServerError
 from tutelage.client.openweights import OpenWeights
-from tutelage.client.results import Worker
+from tutelage.client.results import Token, Worker
 from tutelage.cluster.history import load_history
 from tutelage.cluster.launchers.protocol import Found, Launcher, LauncherError, NoCapacityError, Order
 from tutelage.cluster.plan import plan
@@ -72,9 +72,10 @@ class Manager:
         self.history = load_history(self._path)
         self._since: dict[tuple[str, MachineState], float] = {}
         self._workers: dict[str, Worker] = {}
-        self._tokens: dict[str, str] | None = None
+        self._tokens: dict[str, Token] | None = None
         self._said: dict[Group, str] = {}
         self._came_up: set[str] = set()
+        self._stopped: set[str] = set()
 
     @cached_property
     def _url(self) -> str:
@@ -105,7 +106,9 @@ class Manager:
         pending = _pending(demand)
         actions = plan(pending, machines, self._limits, now)
         if act:
-            self._do(actions, {machine.id: machine for machine in machines.known}, now)
+            there = {machine.id: machine for machine in machines.known}
+            self._do(actions, there, now)
+            self._revoke_those_of_nobody(there, now)
             self.history.save(self._path)
         return Round(len(pending), machines, actions)
 
@@ -133,13 +136,20 @@ class Manager:
         known += [self._stray(worker, now) for worker in strays]
         ids = {machine.id for machine in known}
         self._came_up &= ids
+        self._stopped &= ids
         self._workers = {name: worker for name, worker in self._workers.items() if name in ids}
         self._since = {key: since for key, since in self._since.items() if key[0] in ids}
         return Machines(tuple(known), dict(self.history.failures), self.history.spent)
 
     def _machine(self, found: Found, worker: Worker | None, now: float) -> Machine:
         state, reason = _state(found, worker, ends_by_itself=self.launcher.one_job)
-        starting = state is MachineState.STARTING
+        since = (
+            found.started_at
+            if state is MachineState.STARTING
+            else self._since.setdefault((found.machine_id, state), now)
+        )
+        if found.is_queued:
+            since = now
         if worker is not None and found.machine_id not in self._came_up:
             self._came_up.add(found.machine_id)
             self.history.started(found.tier)
@@ -148,7 +158,7 @@ class Manager:
             found.group,
             found.tier,
             state,
-            found.started_at if starting else self._since.setdefault((found.machine_id, state), now),
+            since,
             worker.last_seen_at.timestamp() if worker is not None else None,
             found.cost_per_hour,
             found.job_id,
@@ -186,7 +196,7 @@ class Manager:
         machine_id = f"{self.settings.name}-{secrets.token_hex(5)}"
         expires = datetime.now(timezone.utc) + timedelta(days=TOKEN_DAYS)
         new = self.client.tokens.create(machine_id, ["worker", "read"], expires)
-        self._token_ids()[machine_id] = new.token.id
+        self._machine_tokens()[machine_id] = new.token
         order = Order(
             machine_id,
             start,
@@ -210,7 +220,9 @@ class Manager:
         return True
 
     def _stop(self, stop: Stop, machine: Machine, now: float) -> None:
-        self._say(f"{stop.machine_id}: stops: {stop.reason}")
+        if stop.machine_id not in self._stopped:
+            self._say(f"{stop.machine_id}: ends: {stop.reason}")
+            self._stopped.add(stop.machine_id)
         worker = self._stop_worker(stop.machine_id, stop.reason)
         if machine.state is MachineState.IDLE and worker is not None and worker.run_id is not None:
             self._say(f"{stop.machine_id}: has got a job meanwhile and leaves after it")
@@ -235,21 +247,28 @@ class Manager:
 
     # --- tokens of machines ---------------------------------------------------------------------------------------
 
-    def _token_ids(self) -> dict[str, str]:
+    def _machine_tokens(self) -> dict[str, Token]:
         if self._tokens is None:
             prefix = f"{self.settings.name}-"
             self._tokens = {
-                token.name: token.id
+                token.name: token
                 for token in self.client.tokens.list()
                 if token.revoked_at is None and token.name.startswith(prefix)
             }
         return self._tokens
 
     def _revoke(self, machine_id: str) -> None:
-        token = self._token_ids().pop(machine_id, None)
+        token = self._machine_tokens().pop(machine_id, None)
         if token is not None:
             with suppress(NotFoundError):
-                self.client.tokens.revoke(token)
+                self.client.tokens.revoke(token.id)
+
+    def _revoke_those_of_nobody(self, machines: Mapping[str, Machine], now: float) -> None:
+        """Of machines that are gone without having been stopped, and of those that were never seen. Not at once: the
+        launcher may know a machine only some time after it was asked for."""
+        for name, token in list(self._machine_tokens().items()):
+            if name not in machines and now - token.created_at.timestamp() > self._limits.start_seconds:
+                self._revoke(name)
 
 
 def _pending(demand: Demand) -> list[PendingJob]:

@@ -14,6 +14,8 @@ from tutelage.jobs.requirements import hardware_of
 ASK_SECONDS = 30.0
 """A driver that takes longer is stuck."""
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+_NO_DEVICE = ("", "-1", "NoDevFiles")
+"""What `CUDA_VISIBLE_DEVICES` says for none."""
 _MAKER = re.compile(r"^(?:NVIDIA\s+)?(?:GeForce\s+|Tesla\s+|Quadro\s+)?", re.IGNORECASE)
 _FORM = re.compile(r"[- ](?:SXM\d?|PCIe|NVL|HBM\d\w?|\d+GB)\b.*$", re.IGNORECASE)
 
@@ -38,12 +40,18 @@ class Gpus:
 
 
 def find_gpus() -> Gpus:
-    """The GPUs of this machine, none where there is no driver. Raises HardwareError where it does not answer."""
-    if shutil.which(_QUERY[0]) is None:
+    """The GPUs of this machine, none where there is no driver. Raises HardwareError where it does not answer.
+
+    Of those only the ones in `CUDA_VISIBLE_DEVICES`, where that is set: who started the worker, as Ray does, gave the
+    others to somebody else, and what the worker starts does not see them.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which(_QUERY[0]) is None or (visible is not None and visible.strip() in _NO_DEVICE):
         return Gpus()
+    query = _QUERY if visible is None else (*_QUERY, f"--id={visible.strip()}")
     try:
         done = subprocess.run(
-            _QUERY, capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS, stdin=subprocess.DEVNULL
+            query, capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
         raise HardwareError(f"nvidia-smi gave no answer within {ASK_SECONDS:g} s; restart the machine") from None

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from tutelage.cluster.records import Group, Start, Tier
 from tutelage.errors import TutelageError
+from tutelage.jobs.requirements import CloudType
 
 GONE_SECONDS = 30.0
 """A worker for one job that does not get it within this time ends: the job was canceled, or somebody else has it."""
@@ -36,7 +37,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Found:
-    """A machine as the launcher knows it. ended: why it is none any more, where it ended by itself."""
+    """A machine as the launcher knows it. ended: why it is none any more, where it ended by itself. is_queued: the
+    launcher keeps the order until there is room for it; how long that takes says nothing of the machine."""
 
     machine_id: str
     group: Group
@@ -45,6 +47,7 @@ class Found:
     started_at: float
     job_id: str | None = None
     ended: str | None = None
+    is_queued: bool = False
 
 
 class Launcher(Protocol):
@@ -70,10 +73,10 @@ class Launcher(Protocol):
         ...
 
 
-def worker_command(order: Order) -> list[str]:
-    """Options of `tutelage worker` on the machine."""
+def worker_command(order: Order, cloud_type: CloudType | None = None) -> list[str]:
+    """Options of `tutelage worker` on the machine. cloud_type: that it has; unset, that of its tier."""
     start = order.start
-    command = ["--name", order.machine_id, "--cloud-type", start.tier.cloud_type.value]
+    command = ["--name", order.machine_id, "--cloud-type", (cloud_type or start.tier.cloud_type).value]
     command += ["--cost-per-hour", f"{start.cost_per_hour:g}"]
     if start.group.image is not None:
         command += ["--image", start.group.image]

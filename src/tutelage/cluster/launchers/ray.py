@@ -8,7 +8,6 @@ the truth, so that a head that is started anew loses nothing. Not here: starting
 import json
 import re
 import shlex
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import requests
@@ -29,6 +28,10 @@ CLUSTER, MACHINE, GROUP, TIER, JOB, COST = (
 """What each of our jobs has in its metadata, by which a manager finds those of one before."""
 CLOUD_TYPE_LABEL, HARDWARE_LABEL = "cloud_type", "hardware"
 GOING_ON = (JobStatus.PENDING, JobStatus.RUNNING)
+SIGTERM_TO_SIGKILL_SECONDS = 25
+"""Ray gives a job three seconds; a worker needs more to end its own job and give it back."""
+GOT_NO_PLACE = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
+"""Ray's word for a job that it has kept in its queue for longer than it likes, 15 minutes unless its head is told."""
 _FAILURES = (RuntimeError, ConnectionError, requests.RequestException)
 """What Ray's client raises where a cluster is away or refuses."""
 _NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -80,23 +83,37 @@ class RayLauncher:
                 f"options: runtime_env: Ray refuses it ({error}); see Ray's page on runtime environments"
             ) from error
         self._client: JobSubmissionClient | None = None
+        self._withdrawn: set[str] = set()
 
     def found(self) -> list[Found]:
-        """See `Launcher`."""
+        """See `Launcher`. Jobs for which Ray found no place in its time are forgotten: the next plan asks again."""
+        client = self._connected()
         try:
-            jobs = self._connected().list_jobs()
+            jobs = {job.submission_id: job for job in client.list_jobs() if job.submission_id is not None}
+            ours = {name: job for name, job in jobs.items() if (job.metadata or {}).get(CLUSTER) == self._name}
+            self._withdrawn &= set(ours)
+            for name, job in ours.items():
+                if job.status not in GOING_ON and (name in self._withdrawn or job.error_type == GOT_NO_PLACE):
+                    client.delete_job(name)
+                    self._withdrawn.add(name)
         except _FAILURES as error:
             raise self._away(error) from error
-        return [found for job in jobs if (found := self._found(job)) is not None]
+        return [_found(job) for name, job in ours.items() if name not in self._withdrawn]
 
     def start(self, order: Order) -> None:
         """See `Launcher`. Ray queues what finds no node; a job that cannot start says so when it is looked at."""
         start = order.start
         resources = self._resources[start.tier.hardware]
-        command = [self._options.python, "-m", "tutelage", "worker", *worker_command(order)]
+        # Where Ray may choose between the two, the worker promises no more than the lesser one.
+        promised = CloudType.COMMUNITY if start.group.cloud_type is CloudType.ALL else start.group.cloud_type
+        command = [self._options.python, "-m", "tutelage", "worker", *worker_command(order, promised)]
         runtime_env = dict(self._options.runtime_env)
-        given: Mapping[str, str] = runtime_env.get("env_vars") or {}
-        runtime_env["env_vars"] = {**given, "TUTELAGE_URL": order.url, "TUTELAGE_API_KEY": order.token}
+        runtime_env["env_vars"] = {
+            "RAY_JOB_STOP_WAIT_TIME_S": str(SIGTERM_TO_SIGKILL_SECONDS),
+            **(runtime_env.get("env_vars") or {}),
+            "TUTELAGE_URL": order.url,
+            "TUTELAGE_API_KEY": order.token,
+        }
         try:
             self._connected().submit_job(
                 entrypoint=shlex.join(command),
@@ -113,13 +130,19 @@ class RayLauncher:
             raise self._away(error) from error
 
     def stop(self, machine_id: str) -> None:
-        """See `Launcher`. Ray forgets the job, once its process is gone; its log is at the server."""
+        """See `Launcher`. Ray forgets the job, once its process is gone; its log is at the server.
+
+        What is in Ray's queue cannot be taken out of it: it is told to stop as soon as it gets a place, and until then
+        is none of the machines.
+        """
         client = self._connected()
         try:
             for job in client.list_jobs():
                 if (job.metadata or {}).get(MACHINE) == machine_id and job.submission_id is not None:
                     if job.status in GOING_ON:
                         client.stop_job(job.submission_id)
+                        if job.status is JobStatus.PENDING:
+                            self._withdrawn.add(job.submission_id)
                     else:
                         client.delete_job(job.submission_id)
         except _FAILURES as error:
@@ -164,23 +187,29 @@ class RayLauncher:
             COST: repr(start.cost_per_hour),
         }
 
-    def _found(self, job: JobDetails) -> Found | None:
-        """None for jobs of others."""
-        tags = job.metadata or {}
-        if tags.get(CLUSTER) != self._name:
-            return None
-        cloud_type, image, hardware = json.loads(tags[GROUP])
-        tier, tier_type = json.loads(tags[TIER])
-        ended = None if job.status in GOING_ON else f"Ray says {job.status}: {(job.message or '').strip()[:300]}"
-        return Found(
-            tags[MACHINE],
-            Group(CloudType(cloud_type), image, tuple(hardware)),
-            Tier(tier, CloudType(tier_type)),
-            float(tags[COST]),
-            (job.start_time or 0) / 1000,
-            tags[JOB],
-            ended,
-        )
+
+def _found(job: JobDetails) -> Found:
+    tags = job.metadata or {}
+    cloud_type, image, hardware = json.loads(tags[GROUP])
+    tier, tier_type = json.loads(tags[TIER])
+    return Found(
+        tags[MACHINE],
+        Group(CloudType(cloud_type), image, tuple(hardware)),
+        Tier(tier, CloudType(tier_type)),
+        float(tags[COST]),
+        (job.start_time or 0) / 1000,
+        tags[JOB],
+        _end_of(job),
+        is_queued=job.status is JobStatus.PENDING,
+    )
+
+
+def _end_of(job: JobDetails) -> str | None:
+    if job.status in GOING_ON:
+        return None
+    if job.status is JobStatus.SUCCEEDED:
+        return "its worker has done its job"
+    return f"Ray says {job.status}: {(job.message or '').strip()[:300]}"
 
 
 def gpus_and_name(hardware: str) -> tuple[int, str]:
