@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.integration.test_worker_faults import free_port
+from tests.invariant.test_batch_split import assert_same_steps
 from tests.ray_nodes import RayNodes
 from tests.served import Api, Served, served, until
+from tests.small_runs import run_small, small_config, trained_weights
 from tests.workers import ended, is_alive, log, runs, status, word
+from tutelage import Run
 from tutelage.client import OpenWeights
 from tutelage.cluster.manager import Manager
 from tutelage.cluster.opening import open_launcher
@@ -212,3 +216,18 @@ def names_of_tokens(managed: Managed) -> list[str]:
     """Of machines that may still come in."""
     tokens = managed.client.tokens.list()
     return [token.name for token in tokens if token.revoked_at is None and token.name.startswith("test-")]
+
+
+def test_two_processes_train_over_ray_what_one_trains_here(managed: Managed, api: Api, tmp_path: Path) -> None:
+    """Over gloo, with the same tolerance as two processes without a queue: see `tests/invariant/test_processes.py`."""
+    one = run_small(tmp_path, "one")
+    one_step_less = run_small(tmp_path, "one-step", max_steps=1)
+    config = small_config(tmp_path, "two", per_device_train_batch_size=4).flat() | {"output_dir": "uploads/two"}
+    mounted = {"run.yaml": api.upload(yaml.safe_dump(config).encode())["id"]}
+    launched = "python -m torch.distributed.run --standalone --nproc-per-node 2 -m tutelage train run.yaml"
+    settings = "ACCELERATE_USE_CPU=true GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1"
+    job = api.submit(entrypoint=f"{settings} {launched}", mounted_files=mounted)
+    assert ended(api, job)["status"] == "completed", log(api, job)
+    managed.client.jobs.retrieve(job["id"]).download(tmp_path / "fetched")
+    (folder,) = (tmp_path / "fetched").rglob("two")
+    assert_same_steps(trained_weights(one), trained_weights(Run.open(folder)), trained_weights(one_step_less))
