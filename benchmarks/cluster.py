@@ -16,11 +16,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from tutelage.cluster.history import History
 from tutelage.cluster.plan import plan
 from tutelage.cluster.records import (
     Action,
     Drain,
-    Failures,
     Hardware,
     Limits,
     Machine,
@@ -152,7 +152,7 @@ class Simulation:
         self._round_seconds, self._lease_seconds = round_seconds, lease_seconds
         self._max_attempts, self._give_up, self._watch = max_attempts, give_up, watch
         self._machines: dict[str, _Simulated] = {}
-        self._failures: dict[Tier, Failures] = {}
+        self._history = History()
         self.spent = 0.0
         self._pending: dict[Requirement, deque[SimulatedJob]] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -260,7 +260,7 @@ class Simulation:
             if machine.known.last_seen is not None and not machine.dead:
                 machine.known = replace(machine.known, last_seen=self.now)
         pending = [PendingJob(job.id, job.requirement, job.arrives) for jobs in self._pending.values() for job in jobs]
-        known = Machines(tuple(one.known for one in self._machines.values()), dict(self._failures), self.spent)
+        known = Machines(tuple(one.known for one in self._machines.values()), dict(self._history.failures), self.spent)
         began = time.perf_counter()
         actions = plan(pending, known, self.limits, self.now)
         self.result.plan_seconds.append(time.perf_counter() - began)
@@ -273,7 +273,7 @@ class Simulation:
                 machine.drained = True
                 self._become(machine, MachineState.LEAVING)
                 self.result.events["drained"] += 1
-            elif isinstance(action, Start):
+            elif isinstance(action, Start) and not self._history.just_failed(action.tier, self.now):
                 self._start(action)
         assert len(self._machines) <= self.limits.max_workers
         self.result.most_machines = max(self.result.most_machines, len(self._machines))
@@ -282,20 +282,16 @@ class Simulation:
         machine = self._machines.pop(stop.machine_id)
         self.result.events["failed starts" if stop.failed_start else "stopped"] += 1
         if stop.failed_start:
-            self._failed(machine.known.tier)
+            self._history.failed(machine.known.tier, self.now)
         if machine.doing is not None:
             self._at(self.now, lambda: self._give_up_job(machine))
         machine.dead = True
-
-    def _failed(self, tier: Tier) -> None:
-        before = self._failures.get(tier)
-        self._failures[tier] = Failures(before.times + 1 if before else 1, self.now)
 
     def _start(self, start: Start) -> None:
         begins, ends = self._outages[start.tier]
         if begins <= self.now < ends or self._chance.random() < self.faults.sold_out:
             self.result.events["sold out"] += 1
-            self._failed(start.tier)
+            self._history.failed(start.tier, self.now)
             return
         hardware = next(one for one in self.limits.hardware if one.name == start.tier.hardware)
         number = next(self._number)
@@ -317,7 +313,7 @@ class Simulation:
     def _up(self, machine: _Simulated) -> None:
         if machine.dead:
             return
-        self._failures.pop(machine.known.tier, None)
+        self._history.started(machine.known.tier)
         faults = self.faults
         for per_hour, lost in ((faults.lost_per_hour, self._goes_silent), (faults.ended_per_hour, self._breaks)):
             if per_hour:

@@ -20,9 +20,15 @@ class History:
     counted_until: float | None = None
 
     def failed(self, tier: Tier, now: float) -> None:
-        """A start of this tier failed."""
+        """A start of this tier failed. Several in one round are one step up the ladder: they say the same."""
         before = self.failures.get(tier)
+        if before is not None and before.last_at == now:
+            return
         self.failures[tier] = Failures(before.times + 1 if before is not None else 1, now)
+
+    def just_failed(self, tier: Tier, now: float) -> bool:
+        """Whether it was in this round, whose plan does not know of it yet."""
+        return tier in self.failures and self.failures[tier].last_at == now
 
     def started(self, tier: Tier) -> None:
         """A machine of this tier is there: it does not rest any more."""

@@ -32,7 +32,8 @@ from tutelage.cluster.records import (
     Tier,
 )
 from tutelage.cluster.settings import ClusterSettings
-from tutelage.errors import NotFoundError
+from tutelage.errors import NotFoundError, OutputError
+from tutelage.files import make_folder
 from tutelage.jobs.records import Demand
 from tutelage.jobs.requirements import Requirement
 
@@ -76,6 +77,7 @@ class Manager:
         self._said: dict[Group, str] = {}
         self._came_up: set[str] = set()
         self._stopped: set[str] = set()
+        self._forgets = False
 
     @cached_property
     def _url(self) -> str:
@@ -109,7 +111,7 @@ class Manager:
             there = {machine.id: machine for machine in machines.known}
             self._do(actions, there, now)
             self._revoke_those_of_nobody(there, now)
-            self.history.save(self._path)
+            self._remember()
         return Round(len(pending), machines, actions)
 
     def stop_all(self) -> None:
@@ -120,6 +122,17 @@ class Manager:
         for machine in machines.known:
             self._stop(Stop(machine.id, "all are stopped"), replace(machine, state=MachineState.LEAVING), now)
         self._say(f"{len(machines.known)} machines are stopped")
+
+    def _remember(self) -> None:
+        try:
+            make_folder(self._path.parent, "--folder")
+            self.history.save(self._path)
+        except OutputError as error:
+            if not self._forgets:
+                self._say(f"{error}; until then spending and failed starts are known to this manager alone")
+            self._forgets = True
+        else:
+            self._forgets = False
 
     # --- what there is --------------------------------------------------------------------------------------------
 
@@ -161,7 +174,7 @@ class Manager:
             since,
             worker.last_seen_at.timestamp() if worker is not None else None,
             found.cost_per_hour,
-            found.job_id,
+            found.job_id if self.launcher.one_job else None,
             reason,
         )
 
@@ -184,7 +197,8 @@ class Manager:
                 self._say(f"{action.machine_id}: leaves after its job: {action.reason}")
                 self._stop_worker(action.machine_id, action.reason)
             elif isinstance(action, Start):
-                may_start = may_start and self._start(action, now)
+                if may_start and not self.history.just_failed(action.tier, now):
+                    may_start = self._start(action, now)
             else:
                 held[action.group] = action.reason
                 if self._said.get(action.group) != action.reason:

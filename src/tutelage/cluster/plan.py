@@ -108,6 +108,7 @@ class _Plan:
         self._kept: dict[str, Machine] = {}
         self._leaving: list[Machine] = []
         self._own: Counter[Group] = Counter()
+        self._failed: set[Tier] = set()
 
     def actions(self) -> list[Action]:
         for machine in self._machines.known:
@@ -138,6 +139,8 @@ class _Plan:
         else:
             return False
         self._stops.append(Stop(machine.id, reason, failed_start=never_came_up))
+        if never_came_up:
+            self._failed.add(machine.tier)
         self._leaving.append(machine)
         return True
 
@@ -285,6 +288,8 @@ class _Plan:
             return _Blocked(
                 f"all {hardware.most} {tier.hardware} are taken", lambda machine: machine.tier.hardware == tier.hardware
             )
+        if tier in self._failed:
+            return _Blocked(f"{tier} has just failed to start and rests")
         failures = self._machines.failures.get(tier)
         if failures is not None:
             rests = limits.ladder[min(failures.times, len(limits.ladder)) - 1]
