@@ -443,11 +443,11 @@ def test_a_server_that_is_away(tmp_path: Path, migrated_sqlite: Path) -> None:
 def test_history_that_cannot_be_read_is_said_with_its_place(managed: Callable[..., Managed]) -> None:
     one = managed()
     one.round()
-    path = one.folder / "test.json"
+    path = one.folder / "history.json"
     assert json.loads(path.read_text(encoding="utf-8")).keys() == {"spent", "counted_until", "failures"}
     path.write_text("{", encoding="utf-8")
     with pytest.raises(
-        Exception, match=r"test\.json: cannot be read .* mend it, or delete it: spending is counted anew"
+        Exception, match=r"history\.json: cannot be read .* mend it, or delete it: spending is counted anew"
     ):
         one.renew()
 
@@ -479,8 +479,8 @@ def test_many_that_are_sold_out_at_once_are_one_failure(managed: Callable[..., M
 
 def test_what_cannot_be_written_down_stops_nothing(managed: Callable[..., Managed]) -> None:
     one = managed()
-    (one.folder / "test.json").mkdir()
-    (one.folder / "test.json" / "in the way").touch()
+    (one.folder / "history.json").mkdir()
+    (one.folder / "history.json" / "in the way").touch()
     one.api.submit()
     one.round()
     one.round()

@@ -35,8 +35,8 @@ def cluster(
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kept = (folder or cache / "tutelage" / "cluster") / loaded.name
     say = saying(as_json)
+    launcher = open_launcher(loaded, kept)
     with only_process_in(kept, "--folder"), OpenWeights() as client, _until_signaled() as signaled:
-        launcher = open_launcher(loaded, kept)
         manager = Manager(loaded, launcher, client, kept, say=say)
         try:
             if stop_all:

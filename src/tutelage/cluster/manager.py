@@ -69,7 +69,7 @@ class Manager:
         self.settings, self.launcher, self.client = settings, launcher, client
         self._say, self._clock = say, clock
         self._limits = settings.limits(one_job=launcher.one_job)
-        self._path = folder / f"{settings.name}.json"
+        self._path = folder / "history.json"
         self.history = load_history(self._path)
         self._since: dict[tuple[str, MachineState], float] = {}
         self._workers: dict[str, Worker] = {}

@@ -13,7 +13,7 @@ def _local(settings: ClusterSettings, folder: Path) -> Launcher:
 
     if settings.options:
         raise ConfigError(f"options: '{next(iter(settings.options))}' is none of the launcher local; it has none")
-    return LocalLauncher(folder / settings.name)
+    return LocalLauncher(folder / "machines")
 
 
 def _ray(settings: ClusterSettings, folder: Path) -> Launcher:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from tutelage.cluster.launchers.protocol import Found, LauncherError, Order, worker_command
-from tutelage.files import make_folder
 
 GRACE_SECONDS = 20.0
 """How long a worker may take to give its job back."""
@@ -23,7 +22,6 @@ class LocalLauncher:
     one_job = False
 
     def __init__(self, folder: Path) -> None:
-        make_folder(folder, "--folder")
         self._folder = folder
         self._known: dict[str, tuple[Found, subprocess.Popen[bytes]]] = {}
 
