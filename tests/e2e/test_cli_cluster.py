@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from tests.e2e.command_line import Terminal, running
 from tests.served import PATIENCE, Api, Served, served, until
-from tests.workers import ended, is_alive, status, word
+from tests.workers import ended, is_alive, runs, status, word
 
 LONG = "echo id=$PPID; while [ ! -e {go} ]; do sleep 0.05; done"
 
@@ -82,6 +83,24 @@ def test_with_its_manager_killed_a_worker_does_its_job_and_ends(server: Served, 
         assert [ended(api, job)["attempts"] for job in (first, second)] == [1, 1]
         assert not is_alive(process)
         assert len(of_workers(api)) == 2
+
+
+def test_the_job_of_a_worker_that_is_killed_is_done_by_the_next(server: Served, api: Api, tmp_path: Path) -> None:
+    """The guard ends the job's process with its worker; its lease of five seconds passes, and it waits again."""
+    job = api.submit(entrypoint=LONG.format(go=tmp_path / "go"))
+    command = ["cluster", written(tmp_path, ladder=[1]), "--folder", tmp_path / "kept", "--json"]
+    with running(*command, TUTELAGE_URL=server.url) as manager:
+        guard = psutil.Process(int(word(api, job, "id")))
+        worker = guard.parent()
+        assert worker is not None
+        worker.kill()
+        until(lambda: not guard.is_running(), "that the job ends with its worker")
+        (tmp_path / "go").touch()
+        assert ended(api, job)["attempts"] == 2
+        assert ["was not heard from" in (run["reason"] or "") for run in runs(api, job)] == [True, False]
+        manager.terminate()
+        out, _ = manager.communicate(timeout=PATIENCE)
+    assert "ends: its process has ended with signal 9" in out
 
 
 def test_a_dry_run_shows_the_plan_and_starts_nothing(

@@ -186,7 +186,7 @@ def test_a_head_that_is_started_again_loses_no_job(managed: Managed, nodes: RayN
     word(api, running, "id")
     nodes.close()
     waiting = submit(api, "echo over")
-    until(lambda: any("does not answer" in text for text in managed.said), "that the manager misses Ray", PATIENCE)
+    until(lambda: any("does not answer as it should" in text for text in managed.said), "that the manager misses Ray", PATIENCE)
     start(nodes)
     (tmp_path / "go").touch()
     assert [ended(api, job)["status"] for job in (running, waiting)] == ["completed"] * 2

@@ -163,7 +163,8 @@ class RayLauncher:
     def _away(self, error: Exception) -> LauncherError:
         self._client = None
         return LauncherError(
-            f"Ray at {self._options.address} does not answer as it should ({str(error).strip()[:300]})"
+            f"Ray at {self._options.address} does not answer as it should ({str(error).strip().rstrip('.')[:300]}); see "
+            "that its head runs and that options: address is its dashboard's"
         )
 
     def _selector(self, order: Order) -> dict[str, str] | None:
