@@ -68,7 +68,8 @@ class PodHardware(BaseModel):
     """`launcher` of a line of the catalogue.
 
     gpu_type: RunPod's id of the GPU, such as `NVIDIA GeForce RTX 4090`; how many is in the name of the line.
-    bid_per_gpu: US dollars an hour. min_vcpus, min_memory_gb: of the host, for the pod. instance: of a pod without a GPU.
+    bid_per_gpu: US dollars an hour. min_vcpus, min_memory_gb: of the host, for the pod. instance: RunPod's id of a
+    machine without a GPU.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

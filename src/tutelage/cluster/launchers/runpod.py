@@ -68,8 +68,8 @@ class RunPodLauncher:
         self._hardware = {
             entry.name: pod_hardware(entry, interruptible=options.interruptible) for entry in settings.hardware
         }
-        # The second is what `runpod config` has written for this user.
-        self._key = os.environ.get(options.api_key_variable) or (runpod.get_credentials() or {}).get("api_key")
+        written: dict[str, str] | None = runpod.get_credentials()  # by the command `runpod config`
+        self._key = os.environ.get(options.api_key_variable) or (written or {}).get("api_key", "")
         if not self._key:
             raise ConfigError(
                 f"launcher: runpod needs an API key; set {options.api_key_variable} in the manager's environment"
