@@ -124,10 +124,10 @@ class Pod:
         if self.process is not None:
             with suppress(psutil.NoSuchProcess):
                 there = psutil.Process(self.process.pid).children(recursive=True)
+                self.process.kill()  # before the others: it would remove the pod when its worker ends
                 for one in there:
                     with suppress(psutil.NoSuchProcess):
                         one.kill()
-                self.process.kill()
                 psutil.wait_procs(there, 10)
             self.process.wait(PATIENCE)
 
@@ -276,8 +276,7 @@ def _shown(pod: Pod) -> Mapping[str, Any]:
 
 def _end(pod: Pod) -> None:
     if pod.process is not None:
-        with suppress(ProcessLookupError):
-            pod.process.send_signal(signal.SIGTERM)
+        pod.process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             pod.process.wait(GRACE)
         pod.kill()
