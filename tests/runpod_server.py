@@ -42,7 +42,7 @@ enum CloudTypeEnum {{ ALL COMMUNITY SECURE }}
 scalar Void
 input Variable {{ key: String!, value: String! }}
 input OnDemand {{ {_INPUT} }}
-input Interruptable {{ bidPerGpu: Float!, {_INPUT} }}
+input Spot {{ bidPerGpu: Float!, {_INPUT} }}
 input Which {{ podId: String! }}
 input Gpu {{ id: String! }}
 input Price {{ gpuCount: Int! }}
@@ -66,7 +66,7 @@ type User {{ pods: [Pod] }}
 type Query {{ myself: User, gpuTypes(input: Gpu): [GpuType] }}
 type Mutation {{
     podFindAndDeployOnDemand(input: OnDemand): Pod
-    podRentInterruptable(input: Interruptable): Pod
+    podRentInterruptable(input: Spot): Pod
     deployCpuPod(input: OnDemand): Pod
     podTerminate(input: Which): Void
 }}

@@ -144,7 +144,7 @@ def test_another_manager_finds_everything_and_no_pods_of_others(server: RunPodSe
     assert TOKEN not in json.dumps(tags)
 
 
-@pytest.mark.parametrize(("status", "ended"), [("EXITED", True), ("DEAD", True), ("RUNNING", False)])
+@pytest.mark.parametrize(("status", "ended"), [("EXITED", True), ("DEAD", True), ("RUNNING", False), ("NEW", False)])
 def test_a_pod_that_ended_is_said_to_have_ended(server: RunPodServer, status: str, ended: bool) -> None:
     cluster = launcher()
     cluster.start(order())
@@ -179,6 +179,21 @@ def test_a_new_pod_may_be_missing_from_the_list_for_a_minute(
     assert [one.ended for one in cluster.found()] == ["its pod is gone"]
     server.created[0].listed = True
     assert [one.ended for one in cluster.found()] == [None]
+
+
+@pytest.mark.parametrize("content", [b"nothing", b"{}", b'{"cluster": "gpus", "machine": 1, "group": [2]}'])
+def test_tags_that_cannot_be_read_are_no_reason_to_forget_a_pod(server: RunPodServer, content: bytes) -> None:
+    variable = {"key": TAGS, "value": base64.urlsafe_b64encode(content).decode()}
+    pod = server.create("podFindAndDeployOnDemand", {"name": "gpus-1", "env": [variable]})
+    with pytest.raises(LauncherError, match=f"the pod {pod.id} has a {TAGS} that .*; terminate it at RunPod by hand"):
+        launcher().found()
+
+
+def test_a_terminated_pod_that_runpod_still_lists_is_none(server: RunPodServer) -> None:
+    cluster = launcher()
+    cluster.start(order())
+    server.created[0].status = "TERMINATED"
+    assert launcher().found() == []
 
 
 # --- faults -------------------------------------------------------------------------------------------------------

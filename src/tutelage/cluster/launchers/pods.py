@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tutelage.cluster.launchers.protocol import Found, Order, worker_command
+from tutelage.cluster.launchers.protocol import Found, LauncherError, Order, worker_command
 from tutelage.cluster.records import Group, Tier
 from tutelage.cluster.settings import ClusterSettings, HardwareEntry
 from tutelage.config.faults import checked
@@ -20,8 +20,9 @@ from tutelage.jobs.requirements import CloudType
 TAGS = "TUTELAGE_POD"
 """The variable of a pod's environment that says which machine of which cluster it is."""
 OWN_VARIABLES = ("TUTELAGE_URL", "TUTELAGE_API_KEY", TAGS)
-RUNNING = ("CREATED", "RUNNING", "RESTARTING")
-"""What RunPod calls pods that are machines, or soon will be. Others ended: one that was outbid is EXITED."""
+ENDED = ("EXITED", "PAUSED", "DEAD")
+"""What RunPod calls pods that are no machines any more: one that was outbid is EXITED. Its other words are of pods that
+are there or soon will be; whether they work, their workers show."""
 Gigabytes = Annotated[int, Field(ge=0, le=100_000)]
 
 
@@ -144,24 +145,32 @@ def tags(cluster: str, order: Order, now: float) -> str:
 
 
 def found_of(pod: Mapping[str, Any], cluster: str) -> Found | None:
-    """The machine that a pod is; None for pods of others. Raises ValueError, KeyError or TypeError for broken tags."""
+    """The machine that a pod is; None for pods of others. Raises LauncherError for tags that cannot be read."""
     environment: list[str] = pod.get("env") or []
     written = next((line.partition("=")[2] for line in environment if line.startswith(f"{TAGS}=")), None)
     if written is None:
         return None
-    content: dict[str, Any] = json.loads(base64.urlsafe_b64decode(written))
-    if content["cluster"] != cluster:
-        return None
+    try:
+        content: dict[str, Any] = json.loads(base64.urlsafe_b64decode(written))
+        return _found(pod, content) if content["cluster"] == cluster else None
+    except (ValueError, KeyError, TypeError) as error:
+        # To pass it over would leave a machine that costs money and that nobody counts.
+        raise LauncherError(
+            f"the pod {pod.get('id')} has a {TAGS} that cannot be read ({error!r}); terminate it at RunPod by hand"
+        ) from error
+
+
+def _found(pod: Mapping[str, Any], content: Mapping[str, Any]) -> Found:
     cloud_type, image, hardware = content["group"]
     tier, tier_type = content["tier"]
-    status = pod.get("desiredStatus") or "RUNNING"
+    status = pod.get("desiredStatus")
     return Found(
         content["machine"],
         Group(CloudType(cloud_type), image, tuple(hardware)),
         Tier(tier, CloudType(tier_type)),
         float(pod.get("costPerHr") or content["cost"]),
         float(content["started"]),
-        ended=None if status in RUNNING else f"RunPod says that its pod is {status}",
+        ended=f"RunPod says that its pod is {status}" if status in ENDED else None,
     )
 
 
