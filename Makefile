@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 # Axolotl pins its own versions of nearly everything: an environment of its own.
 AXOLOTL_VENV ?= .venv-axolotl
 AXOLOTL_PINS := tests/real_axolotl/constraints.txt
-# trackio and Inspect want older packages than constraints.txt has: a small environment in front of the other one.
+# trackio, Inspect and runpod want older packages than constraints.txt has: a small environment in front of the other.
 OLDER_VENV ?= .venv-older
 OLDER_PINS := tests/constraints-older.txt
 # Passed on: make demo ARGS="--runs sft,sdft --max-steps 20"; make test ARGS="-k config".
@@ -48,9 +48,10 @@ test-axolotl: $(VENV)/dev.stamp $(AXOLOTL_VENV)/installed.stamp  ## Run the Axol
 	@$(timed); TUTELAGE_AXOLOTL_PYTHON=$(AXOLOTL_VENV)/bin/python HF_HUB_OFFLINE=1 \
 	  $(BIN)/python -m pytest tests/real_axolotl $(ARGS)
 
-test-older: $(OLDER_VENV)/installed.stamp  ## Run the tests that need older packages: trackio, Inspect
+test-older: $(OLDER_VENV)/installed.stamp  ## Run the tests that need older packages: trackio, Inspect, RunPod
 	@$(timed); HF_HUB_OFFLINE=1 $(OLDER_VENV)/bin/python -m pytest tests/e2e/test_sinks.py tests/unit/test_evaluation_inspect.py \
-	  -k "trackio or all_sinks or inspect" $(ARGS)
+	  tests/unit/test_cluster_runpod.py tests/integration/test_cluster_runpod.py \
+	  -k "trackio or all_sinks or inspect or runpod" $(ARGS)
 
 bench: $(VENV)/bench.stamp  ## Measure training, sampling, data and jobs beside TRL and other peers
 	@$(timed); $(require_browser); HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(ARGS)
@@ -105,14 +106,14 @@ $(AXOLOTL_VENV)/installed.stamp: $(AXOLOTL_PINS)
 
 $(OLDER_VENV)/installed.stamp: $(VENV)/dev.stamp $(OLDER_PINS)
 	@trap 'echo "environment of older packages: $$SECONDS s"' EXIT; \
-	echo "environment: $(OLDER_VENV) with trackio and Inspect, the rest from $(VENV); about 250 MB"; \
+	echo "environment: $(OLDER_VENV) with trackio, Inspect and runpod, the rest from $(VENV); about 300 MB"; \
 	rm -rf $(OLDER_VENV); $(PYTHON) -m venv $(OLDER_VENV); \
 	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	echo "import site; site.addsitedir('$$($(abspath $(BIN))/python -c "$$site")')" \
 	  > "$$($(OLDER_VENV)/bin/python -c "$$site")/development.pth"; \
 	older="$$(sed -n 's/^\([a-z0-9-]*\)==.*/^\1==/p' $(OLDER_PINS))"; \
 	{ grep -v "$$older" constraints.txt; cat $(OLDER_PINS); } > $(OLDER_VENV)/constraints.txt; \
-	$(OLDER_VENV)/bin/python -m pip install --progress-bar off -c $(OLDER_VENV)/constraints.txt trackio inspect-ai \
+	$(OLDER_VENV)/bin/python -m pip install --progress-bar off -c $(OLDER_VENV)/constraints.txt trackio inspect-ai runpod \
 	  | $(show_packages)
 	@touch $@
 

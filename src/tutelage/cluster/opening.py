@@ -20,13 +20,23 @@ def _ray(settings: ClusterSettings, folder: Path) -> Launcher:
     try:
         from tutelage.cluster.launchers.ray import RayLauncher
     except ImportError as error:
-        raise ConfigError(
-            f"launcher: ray needs a package that is missing ({error}); pip install 'tutelage[ray]'"
-        ) from error
+        raise _missing("ray", error) from error
     return RayLauncher(settings)
 
 
-LAUNCHERS: dict[str, Callable[[ClusterSettings, Path], Launcher]] = {"local": _local, "ray": _ray}
+def _runpod(settings: ClusterSettings, folder: Path) -> Launcher:
+    try:
+        from tutelage.cluster.launchers.runpod import RunPodLauncher
+    except ImportError as error:
+        raise _missing("runpod", error) from error
+    return RunPodLauncher(settings)
+
+
+def _missing(name: str, error: ImportError) -> ConfigError:
+    return ConfigError(f"launcher: {name} needs a package that is missing ({error}); pip install 'tutelage[{name}]'")
+
+
+LAUNCHERS: dict[str, Callable[[ClusterSettings, Path], Launcher]] = {"local": _local, "ray": _ray, "runpod": _runpod}
 
 
 def open_launcher(settings: ClusterSettings, folder: Path) -> Launcher:
