@@ -11,6 +11,7 @@ import pytest
 
 from tests.served import Api, Served, served
 from tutelage.client import OpenWeights
+from tutelage.cluster import manager
 from tutelage.cluster.launchers.protocol import Found, LauncherError, NoCapacityError, Order
 from tutelage.cluster.manager import Manager, Round
 from tutelage.cluster.records import Hold, Start
@@ -156,6 +157,7 @@ def test_a_job_that_was_canceled_needs_its_machine_no_more(managed: Callable[...
     one.api.ok("POST", f"/api/jobs/{job['id']}/cancel")
     one.round()
     assert one.machinery.there == {}
+    one.round()
     assert one.tokens() == set()
     assert one.said[-1].endswith(f"ends: {job['id']} does not wait for it any more")
 
@@ -269,6 +271,7 @@ def test_a_machine_that_ends_by_itself_is_cleaned_up(managed: Callable[..., Mana
     assert f"{first}: ends: the machine was taken back" in one.said
     second = one.only_machine()
     assert second != first
+    one.round()
     assert one.tokens() == {second}
 
 
@@ -300,6 +303,7 @@ def test_an_idle_machine_is_given_back(managed: Callable[..., Managed]) -> None:
     one.later = 51
     one.round()
     assert one.machinery.there == {}
+    one.round()
     assert api.refused(401, "POST", "/api/claims", {"worker_id": worker, "run_id": "run-" + "0" * 32, "wait": 0})
 
 
@@ -361,6 +365,7 @@ def test_a_stop_that_fails_is_tried_again_and_said_once(managed: Callable[..., M
     del one.machinery.fails["stop"]
     one.round()
     assert one.machinery.there == {}
+    one.round()
     assert one.tokens() == set()
     assert sum(f"{machine}: ends:" in text for text in one.said) == 1
 
@@ -377,7 +382,35 @@ def test_a_manager_after_another_goes_on_with_its_machines(managed: Callable[...
     one.manager.stop_all()
     assert one.machinery.there == {}
     assert one.tokens() == set()
-    assert one.said[-1] == "1 machines are stopped"
+    assert one.said[-1] == "1 machine is stopped"
+
+
+def test_machines_that_cannot_be_given_back_are_named(managed: Callable[..., Managed], monkeypatch: Any) -> None:
+    monkeypatch.setattr(manager, "GIVING_BACK_SECONDS", 0.1)
+    one = managed()
+    one.api.submit()
+    one.round()
+    machine = one.only_machine()
+    one.machinery.fails["stop"] = LauncherError("too many requests")
+    with pytest.raises(LauncherError, match=f"{machine}: still there; call it again, or look at the launcher's page"):
+        one.manager.stop_all()
+    assert one.tokens() == {machine}
+
+
+def test_a_worker_gives_its_job_back_before_its_token_is_revoked(managed: Callable[..., Managed]) -> None:
+    one = managed(max_cost=1, start_seconds=100_000)
+    one.api.submit()
+    one.round()
+    machine = one.only_machine()
+    worker, api = one.comes_up(machine)
+    run = api.claim(worker).json()["run_id"]
+    one.machinery.change(machine, ended="taken back")
+    one.round()
+    assert machine not in one.machinery.there
+    one.round()
+    assert api.finish(run, "pending", reason="stopped")["status"] == "pending"
+    one.round()
+    assert machine not in one.tokens()
 
 
 def test_money_is_counted_over_managers_and_ends_everything(managed: Callable[..., Managed]) -> None:

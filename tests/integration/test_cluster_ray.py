@@ -2,7 +2,6 @@
 
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,16 +12,12 @@ import yaml
 
 from tests.integration.test_worker_faults import free_port
 from tests.invariant.test_batch_split import assert_same_steps
+from tests.managing import PATIENCE, Managed
 from tests.ray_nodes import RayNodes
 from tests.served import Api, Served, served, until
 from tests.small_runs import run_small, small_config, trained_weights
 from tests.workers import ended, is_alive, log, runs, status, word
 from tutelage import Run
-from tutelage.client import OpenWeights
-from tutelage.cluster.manager import Manager
-from tutelage.cluster.opening import open_launcher
-from tutelage.cluster.settings import ClusterSettings
-from tutelage.jobs.records import Scope
 
 SECURE_NODE, COMMUNITY_NODE = "127.0.0.2", "127.0.0.3"
 NODES = {SECURE_NODE: "secure", COMMUNITY_NODE: "community"}
@@ -34,7 +29,6 @@ print("where=" + next(found[1] for line in lines if (found := re.search(r"--node
 """
 """The address of the node is in the command line of a process above the job's."""
 LONG = "python where.py; echo id=$$; while [ ! -e {go} ]; do sleep 0.05; done; echo over"
-PATIENCE = 90.0
 
 
 @pytest.fixture(scope="module")
@@ -71,54 +65,28 @@ def submit(api: Api, entrypoint: str, **changes: Any) -> dict[str, Any]:
     return api.submit(entrypoint=entrypoint, mounted_files={"where.py": api.upload(WHERE.encode())["id"]}, **changes)
 
 
-class Managed:
-    """A manager in a thread."""
-
-    def __init__(self, server: Served, nodes: RayNodes, folder: Path, **changes: Any) -> None:
-        values: dict[str, Any] = {
-            "name": "test",
-            "launcher": "ray",
-            "max_workers": 4,
-            "round_seconds": 0.3,
-            "silent_seconds": 8,
-            "ladder": [1],
-            "hardware": [{"name": "cpu", "secure": 0, "community": 0, "ignore_vram": True}],
-            "options": {
-                "address": nodes.address,
-                "python": sys.executable,
-                "cpus": 1,
-                "runtime_env": {"env_vars": {"XDG_CACHE_HOME": str(folder / "cache")}},
-            },
-        }
-        settings = ClusterSettings.model_validate(values | changes)
-        self.said: list[str] = []
-        self.client = client = OpenWeights(base_url=server.url, auth_token=server.token(Scope.ADMIN))
-        self.manager = Manager(settings, open_launcher(settings, folder), client, folder, say=self.said.append)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.manager.run, args=(self._stop.wait,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End; machines stay."""
-        self._stop.set()
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-
-    def close(self) -> None:
-        """End, and leave nothing at Ray."""
-        self.stop()
-
-        def is_empty() -> bool:
-            self.manager.stop_all()
-            return not self.manager.launcher.found()
-
-        until(is_empty, "that Ray has nothing left", PATIENCE)
+def manage(server: Served, nodes: RayNodes, folder: Path) -> Managed:
+    values: dict[str, Any] = {
+        "name": "test",
+        "launcher": "ray",
+        "max_workers": 4,
+        "round_seconds": 0.3,
+        "silent_seconds": 8,
+        "ladder": [1],
+        "hardware": [{"name": "cpu", "secure": 0, "community": 0, "ignore_vram": True}],
+        "options": {
+            "address": nodes.address,
+            "python": sys.executable,
+            "runtime_env": {"env_vars": {"XDG_CACHE_HOME": str(folder / "cache")}},
+        },
+    }
+    return Managed(server, folder, values)
 
 
 @pytest.fixture
 def managed(server: Served, nodes: RayNodes, tmp_path: Path) -> Iterator[Managed]:
     with ExitStack() as stack:
-        one = Managed(server, nodes, tmp_path)
+        one = manage(server, nodes, tmp_path)
         stack.callback(one.close)
         yield one
 
@@ -143,7 +111,7 @@ def test_cancel_reaches_the_process(managed: Managed, api: Api, tmp_path: Path) 
     api.ok("POST", f"/api/jobs/{job['id']}/cancel")
     assert ended(api, job)["status"] == "canceled"
     assert not is_alive(process)
-    until(lambda: not managed.manager.launcher.found(), "that Ray has nothing left", PATIENCE)
+    until(lambda: not managed.launcher.found(), "that Ray has nothing left", PATIENCE)
 
 
 def test_what_waits_in_rays_queue_is_taken_out_when_it_is_canceled(managed: Managed, api: Api, tmp_path: Path) -> None:
@@ -152,7 +120,7 @@ def test_what_waits_in_rays_queue_is_taken_out_when_it_is_canceled(managed: Mana
     for job in running:
         word(api, job, "id")
     waiting = submit(api, LONG.format(go=tmp_path / "go"))
-    launcher = managed.manager.launcher
+    launcher = managed.launcher
     until(lambda: waiting["id"] in [one.job_id for one in launcher.found()], "the third at Ray")
     assert status(api, waiting) == "pending"
     api.ok("POST", f"/api/jobs/{waiting['id']}/cancel")
@@ -186,7 +154,11 @@ def test_a_head_that_is_started_again_loses_no_job(managed: Managed, nodes: RayN
     word(api, running, "id")
     nodes.close()
     waiting = submit(api, "echo over")
-    until(lambda: any("does not answer as it should" in text for text in managed.said), "that the manager misses Ray", PATIENCE)
+    until(
+        lambda: any("does not answer as it should" in text for text in managed.said),
+        "that the manager misses Ray",
+        PATIENCE,
+    )
     start(nodes)
     (tmp_path / "go").touch()
     assert [ended(api, job)["status"] for job in (running, waiting)] == ["completed"] * 2
@@ -197,25 +169,19 @@ def test_a_head_that_is_started_again_loses_no_job(managed: Managed, nodes: RayN
 def test_a_manager_after_another_finds_what_that_one_started(
     server: Served, nodes: RayNodes, api: Api, tmp_path: Path
 ) -> None:
-    first = Managed(server, nodes, tmp_path)
+    first = manage(server, nodes, tmp_path)
     job = submit(api, LONG.format(go=tmp_path / "go"))
     word(api, job, "id")
     first.stop()
-    second = Managed(server, nodes, tmp_path)
+    second = manage(server, nodes, tmp_path)
     try:
-        until(lambda: [one.job_id for one in second.manager.launcher.found()] == [job["id"]], "the machine")
+        until(lambda: [one.job_id for one in second.launcher.found()] == [job["id"]], "the machine")
         (tmp_path / "go").touch()
         assert ended(api, job)["attempts"] == 1
-        until(lambda: not second.manager.launcher.found(), "that Ray has nothing left", PATIENCE)
-        until(lambda: not names_of_tokens(second), "that the machine's token is revoked")
+        until(lambda: not second.launcher.found(), "that Ray has nothing left", PATIENCE)
+        until(lambda: not second.names_of_tokens(), "that the machine's token is revoked")
     finally:
         second.close()
-
-
-def names_of_tokens(managed: Managed) -> list[str]:
-    """Of machines that may still come in."""
-    tokens = managed.client.tokens.list()
-    return [token.name for token in tokens if token.revoked_at is None and token.name.startswith("test-")]
 
 
 def test_two_processes_train_over_ray_what_one_trains_here(managed: Managed, api: Api, tmp_path: Path) -> None:

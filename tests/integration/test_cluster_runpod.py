@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,19 +12,14 @@ import pytest
 
 pytest.importorskip("runpod", reason="pip install 'tutelage[runpod]'; make test-older has it")
 
+from tests.managing import PATIENCE, Managed
 from tests.runpod_server import GPU, KEY, Pod, RunPodServer, refusal, runpod_server, worker_of
 from tests.served import Api, Served, served, until
 from tests.workers import ended, is_alive, log, runs, status, word
-from tutelage.client import OpenWeights
-from tutelage.cluster.manager import Manager
-from tutelage.cluster.opening import open_launcher
-from tutelage.cluster.settings import ClusterSettings
-from tutelage.jobs.records import Scope
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "echo id=$$; while [ ! -e {go} ]; do sleep 0.05; done; echo over"
 RTX = {"name": "1x RTX 4090", "secure": 0.7, "community": 0.4, "ignore_vram": True, "launcher": {"gpu_type": GPU}}
-PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -49,39 +43,19 @@ def pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPodServ
         yield running
 
 
-class Managed:
-    """A manager in a thread."""
-
-    def __init__(self, server: Served, folder: Path, options: dict[str, Any] | None = None, **changes: Any) -> None:
-        values: dict[str, Any] = {
-            "name": "gpus",
-            "launcher": "runpod",
-            "max_workers": 3,
-            "round_seconds": 0.2,
-            "silent_seconds": 6,
-            "idle_seconds": 60,
-            "ladder": [0.5],
-            "hardware": [RTX],
-            "options": {"python": sys.executable, "install": []} | (options or {}),
-        }
-        settings = ClusterSettings.model_validate(values | changes)
-        self.said: list[str] = []
-        self.client = OpenWeights(base_url=server.url, auth_token=server.token(Scope.ADMIN))
-        self.manager = Manager(settings, open_launcher(settings, folder), self.client, folder, say=self.said.append)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.manager.run, args=(self._stop.wait,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End; pods stay."""
-        self._stop.set()
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-
-    def names_of_tokens(self) -> list[str]:
-        """Of machines that may still come in."""
-        tokens = self.client.tokens.list()
-        return [token.name for token in tokens if token.revoked_at is None and token.name.startswith("gpus-")]
+def manage(server: Served, folder: Path, options: dict[str, Any] | None = None, **changes: Any) -> Managed:
+    values: dict[str, Any] = {
+        "name": "gpus",
+        "launcher": "runpod",
+        "max_workers": 3,
+        "round_seconds": 0.2,
+        "silent_seconds": 6,
+        "idle_seconds": 60,
+        "ladder": [0.5],
+        "hardware": [RTX],
+        "options": {"python": sys.executable, "install": []} | (options or {}),
+    }
+    return Managed(server, folder, values | changes)
 
 
 @pytest.fixture
@@ -89,7 +63,7 @@ def managing(server: Served, tmp_path: Path) -> Iterator[Any]:
     with ExitStack() as stack:
 
         def start(**changes: Any) -> Managed:
-            one = Managed(server, tmp_path, **changes)
+            one = manage(server, tmp_path, **changes)
             stack.callback(one.stop)
             return one
 

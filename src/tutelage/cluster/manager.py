@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
 
 from tutelage.client.errors import ServerError
 from tutelage.client.openweights import OpenWeights
-from tutelage.client.results import Token, Worker
+from tutelage.client.results import Worker
 from tutelage.cluster.history import load_history
 from tutelage.cluster.launchers.protocol import Found, Launcher, LauncherError, NoCapacityError, Order
+from tutelage.cluster.machine_tokens import MachineTokens
 from tutelage.cluster.plan import plan
 from tutelage.cluster.records import (
     Action,
@@ -37,8 +37,8 @@ from tutelage.files import make_folder
 from tutelage.jobs.records import Demand
 from tutelage.jobs.requirements import Requirement
 
-TOKEN_DAYS = 30
-"""A machine works no longer: then its token has expired."""
+GIVING_BACK_SECONDS = 30.0
+"""How long a worker may take to end its job and give it back."""
 MOST_WORKERS_LISTED = 5000
 UNKNOWN_GROUP = "of another manager"
 
@@ -73,7 +73,7 @@ class Manager:
         self.history = load_history(self._path)
         self._since: dict[tuple[str, MachineState], float] = {}
         self._workers: dict[str, Worker] = {}
-        self._tokens: dict[str, Token] | None = None
+        self._tokens = MachineTokens(client, settings.name, self._limits.start_seconds)
         self._said: dict[Group, str] = {}
         self._came_up: set[str] = set()
         self._stopped: set[str] = set()
@@ -104,24 +104,37 @@ class Manager:
         found = self.launcher.found()
         demand = self.client.workers.demand()
         now = self._clock()
-        machines = self._machines(found, self.client.workers.list(MOST_WORKERS_LISTED), now)
+        machines = self._there(found, now)
         pending = _pending(demand)
         actions = plan(pending, machines, self._limits, now)
         if act:
             there = {machine.id: machine for machine in machines.known}
             self._do(actions, there, now)
-            self._revoke_those_of_nobody(there, now)
+            self._tokens.revoke_those_of_nobody(there.keys(), now)
             self._remember()
         return Round(len(pending), machines, actions)
 
     def stop_all(self) -> None:
-        """Give every machine back at once; jobs that run on them are given back too. Raises LauncherError, ServerError
-        and whatever stops it: some may be left then."""
-        now = self._clock()
-        machines = self._machines(self.launcher.found(), self.client.workers.list(MOST_WORKERS_LISTED), now)
-        for machine in machines.known:
-            self._stop(Stop(machine.id, "all are stopped"), replace(machine, state=MachineState.LEAVING), now)
-        self._say(f"{len(machines.known)} machines are stopped")
+        """Give every machine back at once; jobs that run on them are given back too. Raises LauncherError, also where
+        some are left, and ServerError."""
+        end = time.monotonic() + GIVING_BACK_SECONDS
+        stopped: set[str] = set()
+        while True:
+            now = self._clock()
+            there = self._there(self.launcher.found(), now).known
+            stopped |= {machine.id for machine in there}
+            for machine in there:
+                self._stop(Stop(machine.id, "all are stopped"), replace(machine, state=MachineState.LEAVING), now)
+            if not there or time.monotonic() > end:
+                break
+            time.sleep(GIVING_BACK_SECONDS / 100)
+        left = {found.machine_id for found in self.launcher.found()}
+        self._tokens.revoke_all_but(left)
+        if left:
+            raise LauncherError(
+                f"{', '.join(sorted(left))}: still there; call it again, or look at the launcher's page"
+            )
+        self._say(f"{len(stopped)} machine{'s are' if len(stopped) != 1 else ' is'} stopped")
 
     def _remember(self) -> None:
         try:
@@ -136,10 +149,10 @@ class Manager:
 
     # --- what there is --------------------------------------------------------------------------------------------
 
-    def _machines(self, found: Iterable[Found], workers: Iterable[Worker], now: float) -> Machines:
+    def _there(self, found: Iterable[Found], now: float) -> Machines:
         prefix = f"{self.settings.name}-"
         # Of workers that have the same name, as after a restart of the machine, the one heard from last.
-        for worker in reversed(list(workers)):
+        for worker in reversed(self.client.workers.list(MOST_WORKERS_LISTED)):
             if worker.name.startswith(prefix):
                 self._workers[worker.name] = worker
         known = [self._machine(one, self._workers.get(one.machine_id), now) for one in found]
@@ -208,14 +221,11 @@ class Manager:
     def _start(self, start: Start, now: float) -> bool:
         """Whether the launcher takes more."""
         machine_id = f"{self.settings.name}-{secrets.token_hex(5)}"
-        expires = datetime.now(timezone.utc) + timedelta(days=TOKEN_DAYS)
-        new = self.client.tokens.create(machine_id, ["worker", "read"], expires)
-        self._machine_tokens()[machine_id] = new.token
         order = Order(
             machine_id,
             start,
             self._url,
-            new.secret,
+            self._tokens.create(machine_id),
             run_id=f"run-{secrets.token_hex(16)}" if self.launcher.one_job else None,
             ignore_vram=self.settings.entry(start.tier.hardware).ignore_vram,
         )
@@ -224,7 +234,7 @@ class Manager:
         except NoCapacityError as error:
             self._say(f"{start.tier} cannot be had: {error}")
             self.history.failed(start.tier, now)
-            self._revoke(machine_id)
+            self._tokens.revoke(machine_id)
             return True
         except LauncherError as error:
             # Whether it began is not known: if it did, the next round finds it, and its token is needed.
@@ -247,8 +257,6 @@ class Manager:
             self.launcher.stop(stop.machine_id)
         except LauncherError as error:
             self._say(f"{stop.machine_id}: could not be stopped, which is tried again: {error}")
-            return
-        self._revoke(stop.machine_id)
 
     def _stop_worker(self, machine_id: str, reason: str) -> Worker | None:
         """Let the machine's worker claim nothing more; as it is after that."""
@@ -258,31 +266,6 @@ class Manager:
         with suppress(NotFoundError):
             self._workers[machine_id] = worker = self.client.workers.stop(worker.id, f"the cluster: {reason}")
         return worker
-
-    # --- tokens of machines ---------------------------------------------------------------------------------------
-
-    def _machine_tokens(self) -> dict[str, Token]:
-        if self._tokens is None:
-            prefix = f"{self.settings.name}-"
-            self._tokens = {
-                token.name: token
-                for token in self.client.tokens.list()
-                if token.revoked_at is None and token.name.startswith(prefix)
-            }
-        return self._tokens
-
-    def _revoke(self, machine_id: str) -> None:
-        token = self._machine_tokens().pop(machine_id, None)
-        if token is not None:
-            with suppress(NotFoundError):
-                self.client.tokens.revoke(token.id)
-
-    def _revoke_those_of_nobody(self, machines: Mapping[str, Machine], now: float) -> None:
-        """Of machines that are gone without having been stopped, and of those that were never seen. Not at once: the
-        launcher may know a machine only some time after it was asked for."""
-        for name, token in list(self._machine_tokens().items()):
-            if name not in machines and now - token.created_at.timestamp() > self._limits.start_seconds:
-                self._revoke(name)
 
 
 def _pending(demand: Demand) -> list[PendingJob]:

@@ -162,9 +162,10 @@ class RayLauncher:
 
     def _away(self, error: Exception) -> LauncherError:
         self._client = None
+        said = str(error).strip().rstrip(".")[:300]
         return LauncherError(
-            f"Ray at {self._options.address} does not answer as it should ({str(error).strip().rstrip('.')[:300]}); see "
-            "that its head runs and that options: address is its dashboard's"
+            f"Ray at {self._options.address} does not answer as it should ({said}); see that its head runs and that "
+            "options: address is its dashboard's"
         )
 
     def _selector(self, order: Order) -> dict[str, str] | None:
