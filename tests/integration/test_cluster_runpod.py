@@ -158,7 +158,7 @@ def test_a_pod_that_cannot_install_removes_itself_and_its_tier_rests(
     managed = managing(options={"install": ["./nothing.whl"]}, ladder=[600])
     job = api.submit(entrypoint="echo done", cloud_type="COMMUNITY")
     until(lambda: any("COMMUNITY failed to start" in text for text in managed.said), "the rest", PATIENCE)
-    assert any(text.endswith("stops: its pod is gone") for text in managed.said)
+    assert any(text.endswith("ends: its pod is gone") for text in managed.said)
     until(lambda: not pods.pods, "that all pods are gone", PATIENCE)
     assert pods.removed == [(pod.id, "runpodctl") for pod in pods.created]
     assert len(pods.created) <= 2  # a plan replaces what failed before that counts as a failure
@@ -190,7 +190,7 @@ def test_a_manager_after_another_finds_its_pods_and_stops_all(
     assert len(pods.created) == 1
     assert not is_alive(process)
     assert not second.names_of_tokens()
-    assert second.said[-1] == "1 machines are stopped"
+    assert second.said[-1] == "1 machine is stopped"
     until(lambda: status(api, again) == "pending", "that the job waits again")
 
 
@@ -215,24 +215,27 @@ def test_a_pod_that_does_not_start_is_replaced(managing: Any, pods: RunPodServer
     assert ended(api, job)["status"] == "completed"
     first, second = pods.created
     assert pods.removed == [(first.id, pods.removed[0][1])]
-    assert f"{first.given['name']}: stops: it has not started within 4 s" in managed.said
+    assert f"{first.given['name']}: ends: it has not started within 4 s" in managed.said
     assert process_of(second)
 
 
-def test_the_job_of_a_pod_that_was_outbid_is_done_on_another(
-    managing: Any, pods: RunPodServer, api: Api, tmp_path: Path
+@pytest.mark.parametrize(
+    ("status", "why"), [("EXITED", "RunPod says that its pod is EXITED"), (None, "its pod is gone")]
+)
+def test_the_job_of_a_pod_that_was_outbid_or_is_lost_is_done_on_another(
+    managing: Any, pods: RunPodServer, api: Api, tmp_path: Path, status: str | None, why: str
 ) -> None:
     """RunPod keeps what it stopped, and its disk costs money: it is terminated. Its job is missed after the lease."""
     managed = managing()
     job = api.submit(entrypoint=LONG.format(go=tmp_path / "go"))
     word(api, job, "id")
     lost = pods.created[0]
-    pods.lose(lost, "EXITED")
+    pods.lose(lost, status)
     until(lambda: len(runs(api, job)) == 2, "the second attempt", PATIENCE)
     (tmp_path / "go").touch()
     found = ended(api, job)
     assert (found["status"], found["attempts"]) == ("completed", 2)
-    assert f"{lost.given['name']}: stops: RunPod says that its pod is EXITED" in managed.said
+    assert f"{lost.given['name']}: ends: {why}" in managed.said
     assert [pod for pod in pods.created if pod.id in pods.pods] == pods.created[1:]
     assert len(pods.created) == 2
 
