@@ -23,6 +23,9 @@ from tutelage.jobs.addresses import shown
 
 BUSY_SECONDS = 60
 """How long a write of one process waits for that of another, on SQLite."""
+LOCKS = 64
+"""Of a process, for keys of any number: two keys may share one."""
+MAX_LOCKERS = 8
 _MIGRATION_LOCK = 0x747574656C616765
 _WRITES = "tutelage_writes"
 
@@ -41,6 +44,9 @@ class Database:
         self._writing: contextlib.AbstractContextManager[Any] = (
             threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         )
+        self._locks = [threading.Lock() for _ in range(LOCKS)] if self.is_sqlite else []
+        # Who holds a lock has a connection for it and needs another one: never may all be taken for locks.
+        self._lockers = threading.Semaphore(MAX_LOCKERS)
         self._wall_at_start, self._monotonic_at_start = time.time(), time.monotonic()
 
     @contextlib.contextmanager
@@ -59,6 +65,18 @@ class Database:
                 connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with connection.begin():
                 yield connection
+
+    @contextlib.contextmanager
+    def alone_with(self, key: int) -> Generator[None, None, None]:
+        """Nobody else on these records is in here with the same key (63 bits): for what lasts longer than a
+        transaction that others wait for may. Of SQLite, nobody else in this process. Raises StorageError."""
+        if self.is_sqlite:
+            with self._locks[key % LOCKS]:
+                yield
+            return
+        with self._lockers, self.writing() as connection:
+            connection.execute(select(func.pg_advisory_xact_lock(key)))
+            yield
 
     def lease_clock(self, connection: Connection) -> float:
         """Seconds by which leases are measured.
