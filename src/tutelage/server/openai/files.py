@@ -93,11 +93,18 @@ async def content(file_id: FileId, parts: Parts, who: Reader) -> StreamingRespon
     """The bytes of a file."""
     stack = AsyncExitStack()
     file, chunks = await run_in_threadpool(stack.enter_context, parts.files.open(who.organization, file_id))
+    try:
+        first = await run_in_threadpool(next, chunks, b"")  # while the answer may still be an error
+    except BaseException:
+        await stack.aclose()
+        raise
 
     async def stream() -> AsyncIterator[bytes]:
         async with stack:
-            while part := await run_in_threadpool(next, chunks, b""):
+            part = first
+            while part:
                 yield part
+                part = await run_in_threadpool(next, chunks, b"")
 
     headers = {
         "Content-Length": str(file.bytes),
