@@ -30,10 +30,10 @@ class Contents:
     def __str__(self) -> str:
         return shown(self.url)
 
-    def begin(self, folder: Path) -> None:
+    def begin(self, folder: Path, *, try_out: bool = True) -> None:
         """Make the folder it is in; of a store of objects, see that it keeps, gives and removes what it is to.
 
-        folder: for the file that is tried. Raises ConfigError.
+        folder: for the file that is tried. try_out: whether one is. Raises ConfigError.
         """
         try:
             if not self._has_objects:  # where a bucket would be made, of whatever name was mistyped
@@ -41,7 +41,7 @@ class Contents:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_open(self.url, error) from error
-        if self._has_objects:
+        if self._has_objects and try_out:
             try:
                 self._try_out(folder)
             except StorageError as error:

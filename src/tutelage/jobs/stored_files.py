@@ -73,15 +73,16 @@ class Upload:
 class FileStore:
     """Files of all organisations. url: a folder, or what fsspec knows, such as `s3://bucket/path`.
 
-    folder: for uploads that are not complete. Raises ConfigError for a store that cannot be opened.
+    folder: for uploads that are not complete. try_out: whether a store that is away, or refuses, is an error now.
+    Raises ConfigError for a store that cannot be opened.
     """
 
-    def __init__(self, database: Database, url: str, folder: Path, *, max_bytes: int) -> None:
+    def __init__(self, database: Database, url: str, folder: Path, *, max_bytes: int, try_out: bool = True) -> None:
         self.database = database
         self.folder = folder
         self.max_bytes = max_bytes
         self.contents = Contents(url)
-        self.contents.begin(folder)
+        self.contents.begin(folder, try_out=try_out)
 
     @contextlib.contextmanager
     def upload(self, organization: str, suffix: str = "") -> Generator[Upload, None, None]:

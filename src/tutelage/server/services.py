@@ -41,13 +41,15 @@ class Services:
         self.database.close()
 
 
-def open_services(settings: ServerSettings) -> Services:
-    """Open database and files, bring the schema up to date, give live runs a whole lease.
+def open_services(settings: ServerSettings, *, begins: bool = True) -> Services:
+    """Open database and files, bring the schema up to date, give live runs a whole lease, try a store of files out.
 
+    begins: whether a server does so, and not one more process of a server that runs: nobody had to wait for that one,
+    and while the store is away it does what needs no files.
     Raises ConfigError, OutputError and StorageError; ConfigError too where others could get in without a token.
     """
     make_folder(settings.home, "--home")
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, connections=settings.connections)
     database.migrate()
     access = Access(database, secret_key(settings.home))
     organization = access.organization()
@@ -59,7 +61,10 @@ def open_services(settings: ServerSettings) -> Services:
         )
     queue = Queue(database, lease_seconds=settings.lease_seconds)
     # While no server was there, no heartbeat could be taken in.
-    queue.extend_leases()
+    if begins:
+        queue.extend_leases()
+    files = FileStore(database, settings.files_url, settings.uploads, max_bytes=settings.max_file_bytes, try_out=begins)
+    files.remove_left_behind()
     return Services(
         settings=settings,
         database=database,
@@ -67,7 +72,7 @@ def open_services(settings: ServerSettings) -> Services:
         listing=Listing(database),
         events=EventLog(database),
         logs=RunLogs(database),
-        files=FileStore(database, settings.files_url, settings.uploads, max_bytes=settings.max_file_bytes),
+        files=files,
         registry=Registry(database),
         access=access,
         notices=Notices(),
