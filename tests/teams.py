@@ -3,9 +3,10 @@
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,8 +17,28 @@ from tests.object_stores import ObjectStore
 from tests.served import ALL_SCOPES, Api, Process, until
 from tutelage.jobs.access import Access
 from tutelage.jobs.database import Database
+from tutelage.jobs.queue import LEASE_SECONDS, Queue
 
 PROCESSES = 2
+STANDING = (signal.SIGSTOP, signal.SIGCONT)
+
+
+class TeamProcess(Process):
+    """The parent of the API processes. Who asks without a token is an administrator."""
+
+    def __init__(self, home: Path, options: Mapping[str, Any], token: str) -> None:
+        super().__init__(home, options)
+        self.token = token
+        self.process.send_signal = self._send_signal  # type: ignore[method-assign] - see there
+
+    def api(self, token: str | None = None) -> Api:
+        return super().api(token or self.token)
+
+    def _send_signal(self, number: int) -> None:
+        """What makes it stand still is for all of them; of an end they learn by themselves."""
+        children = psutil.Process(self.process.pid).children() if number in STANDING else []
+        for one in (self.process.pid, *(child.pid for child in children)):
+            os.kill(one, number)
 
 
 @dataclass
@@ -29,23 +50,36 @@ class Team:
     bucket: str
     token: str
     options: dict[str, Any] = field(default_factory=dict)
-    process: Process | None = None
+    process: TeamProcess | None = None
 
     @property
     def url(self) -> str:
         assert self.process is not None
         return self.process.url
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def services(self) -> SimpleNamespace:
+        """What tests of faults change behind the server's back."""
+        lease = self.options.get("lease_seconds", LEASE_SECONDS)
+        return SimpleNamespace(database=self.database, queue=Queue(self.database, lease_seconds=lease))
+
     def begin(self) -> "Team":
         """The server, on the address it had before."""
-        self.process = Process(self.home, self.options).begun()
-        self.options["port"] = int(self.url.rpartition(":")[2])
+        if self.process is not None:
+            self.process.close()
+        self.process = TeamProcess(self.home, self.options, self.token)
+        self.process.begun()
+        self.options["port"] = self.port
         until(lambda: len(self.listening()) == self.options["processes"], "all processes")
         return self
 
     def api(self, token: str | None = None) -> Api:
         assert self.process is not None
-        return self.process.api(token or self.token)
+        return self.process.api(token)
 
     def listening(self) -> list[int]:
         """Ids of the API processes that answer."""
@@ -67,9 +101,28 @@ def _answers(process: psutil.Process) -> bool:
     """It accepts connections: an event loop waits for them."""
     try:
         listens = any(one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp"))
-        return listens and any("eventpoll" in os.readlink(one) for one in Path(f"/proc/{process.pid}/fd").iterdir())
+        return listens and any("eventpoll" in str(one.readlink()) for one in Path(f"/proc/{process.pid}/fd").iterdir())
     except (psutil.Error, OSError):
         return False
+
+
+def stores_of_a_team(home: Path, postgresql: PostgreSQL, store: ObjectStore) -> Team:
+    """Its records, its bucket and its first token; no server yet."""
+    url, bucket = postgresql.new(), store.bucket()
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "secret.key").write_bytes(KEY)
+    database = Database(url)
+    access = Access(database, KEY)
+    token = access.create_token(access.organization(), "test", ALL_SCOPES).secret
+    options = {"database": url, "files": f"s3://{bucket}/files", "processes": PROCESSES, "port": 0}
+    return Team(home, database, bucket, token, options)
+
+
+def drop(team: Team, postgresql: PostgreSQL) -> None:
+    """Nothing is left of it."""
+    team.close()
+    team.database.close()
+    postgresql.drop(str(team.options["database"]))
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +133,10 @@ def new_team(
     begun: list[Team] = []
 
     def new(**options: Any) -> Team:
-        url, bucket = postgresql.new(), running_object_store.bucket()
-        home = tmp_path_factory.mktemp("team")
-        (home / "secret.key").write_bytes(KEY)
-        database = Database(url)
-        access = Access(database, KEY)
-        token = access.create_token(access.organization(), "test", ALL_SCOPES).secret
-        files = {"database": url, "files": f"s3://{bucket}/files", "processes": PROCESSES, "port": 0}
-        begun.append(Team(home, database, bucket, token, {**files, **options}))
+        begun.append(stores_of_a_team(tmp_path_factory.mktemp("team"), postgresql, running_object_store))
+        begun[-1].options.update(options)
         return begun[-1].begin()
 
     yield new
     for team in begun:
-        team.close()
-        url = str(team.options["database"])
-        team.database.close()
-        postgresql.drop(url)
+        drop(team, postgresql)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -97,33 +98,27 @@ def test_one_that_is_lost_is_begun_again(team: Team) -> None:
 
 
 def test_they_go_down_with_what_is_open_and_leave_nothing(new_team: Callable[..., Team]) -> None:
-    """SIGTERM: streams and claims that wait end, every process is gone, the address is free; the same with SIGINT to
-    all, as a terminal sends it. Killed, it takes them along."""
+    """Streams end, every process is gone, the address is free: after SIGTERM to the first, with the SIGINT that a
+    terminal sends to all of them before; and where it is killed."""
     team = new_team()
-    assert team.process is not None
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
-        running = team.api().running()
-        children = team.listening()
-        with httpx.stream(
-            "GET",
-            f"{team.url}/api/logs/{running.run_id}",
-            params={"follow": "true"},
-            headers={"Authorization": f"Bearer {team.token}"},
-            trust_env=False,
-        ) as answer:
+    running = team.api().running()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process, children, api = (
+            team.begin().process if number == signal.SIGKILL else team.process,
+            team.listening(),
+            team.api(),
+        )
+        assert process is not None
+        with api.http.stream("GET", f"/api/logs/{running.run_id}", params={"follow": "true"}) as answer:
             assert answer.status_code == 200
-            if number == signal.SIGINT:
-                for child in children:
-                    os.kill(child, number)
-            code, seconds = team.process.terminate(number)
-        assert code == (-number if number == signal.SIGKILL else 0), team.process.output
-        assert seconds < 6
+            for child in children:
+                os.kill(child, signal.SIGINT)
+            code, seconds = process.terminate(number)
+        assert (code, seconds < 6) == (-number if number == signal.SIGKILL else 0, True), process.output
         until(lambda children=children: not any(map(is_alive, children)), "their end", patience=2.0)
-        if number != signal.SIGKILL:
-            assert team.process.output.rstrip().endswith("stopped"), team.process.output
-        assert "Traceback" not in team.process.output, team.process.output
-        team.begin()
-        team.api().finish(running.run_id)
+        with socket.create_server(("127.0.0.1", team.port)):
+            assert process.output.rstrip().endswith("stopped") == (number == signal.SIGTERM), process.output
+        assert "Traceback" not in process.output, process.output
 
 
 def test_several_need_postgresql(tmp_path: Path) -> None:
