@@ -97,6 +97,14 @@ def test_one_that_is_lost_is_begun_again(team: Team) -> None:
     api.finish(running.run_id)
 
 
+def is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_they_go_down_with_what_is_open_and_leave_nothing(new_team: Callable[..., Team]) -> None:
     """Streams end, every process is gone, the address is free: after SIGTERM to the first, with the SIGINT that a
     terminal sends to all of them before; and where it is killed."""
@@ -116,8 +124,8 @@ def test_they_go_down_with_what_is_open_and_leave_nothing(new_team: Callable[...
             code, seconds = process.terminate(number)
         assert (code, seconds < 6) == (-number if number == signal.SIGKILL else 0, True), process.output
         until(lambda children=children: not any(map(is_alive, children)), "their end", patience=2.0)
-        with socket.create_server(("127.0.0.1", team.port)):
-            assert process.output.rstrip().endswith("stopped") == (number == signal.SIGTERM), process.output
+        until(lambda: is_free(team.port), "that the address is free", patience=2.0)
+        assert process.output.rstrip().endswith("stopped") == (number == signal.SIGTERM), process.output
         assert "Traceback" not in process.output, process.output
 
 
