@@ -238,3 +238,17 @@ def test_without_credentials_or_without_its_package(tmp_path: Path, object_store
 
     assert "cannot be written (Unable to locate credentials); look whether the store is up" in told()
     assert told("s3fs").endswith("pip install 'tutelage[s3]'\n")
+
+
+def test_nothing_of_s3_is_loaded_without_it(tmp_path: Path) -> None:
+    """By the commands, and by a server whose files are in its home."""
+    code = (
+        "import sys, pathlib, tutelage.cli, tutelage.server.serve\n"
+        "from tutelage.server.services import open_services\n"
+        "from tutelage.server.settings import ServerSettings\n"
+        "open_services(ServerSettings(home=pathlib.Path(sys.argv[1]))).close()\n"
+        "print([name for name in ('s3fs', 'aiobotocore', 'botocore', 'boto3', 'moto') if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

@@ -265,6 +265,17 @@ def test_stores_that_cannot_be_opened(database: Database, tmp_path: Path) -> Non
             FileStore(database, url, tmp_path / "uploads", max_bytes=1)
 
 
+def test_what_others_are_uploading_is_not_taken_for_left_behind(shelf: Shelf) -> None:
+    """A server begins while another one works in the same folder; what nobody has open goes."""
+    (shelf.folder / "uploads" / "upload-of-a-killed-server.jsonl").write_bytes(b"half")
+    with shelf.store.upload(shelf.organization) as upload:
+        upload.write(b"content")
+        shelf.store.remove_left_behind()
+        assert shelf.contents() == [upload.path.name]
+        file = shelf.store.keep(shelf.organization, upload, purpose="result", filename="a")
+    assert shelf.read(file.id) == b"content"
+
+
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(contents=st.lists(st.binary(max_size=30), min_size=1, max_size=8), limit=st.integers(1, 4))
 def test_pages_of_files_hold_each_once(database: Database, tmp_path: Path, contents: list[bytes], limit: int) -> None:

@@ -11,15 +11,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.databases import KEY
+from tests.databases import KEY, PostgreSQL
 from tests.object_stores import BROKEN, DENIED, ObjectStore
 from tests.served import Api, Process, new_run_id, until
-from tests.teams import Team, new_team
-from tests.workers import is_alive
+from tests.teams import Team, drop, new_team, stores_of_a_team
+from tests.workers import ended, events, is_alive, log
 from tutelage.jobs.access import Access
 from tutelage.jobs.database import Database
 from tutelage.jobs.records import Scope
-from tutelage.jobs.tables import runs
+from tutelage.jobs.tables import jobs, runs
 
 __all__ = ["new_team"]
 
@@ -127,6 +127,32 @@ def test_they_go_down_with_what_is_open_and_leave_nothing(new_team: Callable[...
         until(lambda: is_free(team.port), "that the address is free", patience=2.0)
         assert process.output.rstrip().endswith("stopped") == (number == signal.SIGTERM), process.output
         assert "Traceback" not in process.output, process.output
+
+
+def test_one_worker_is_beside_all_of_them(
+    tmp_path: Path, postgresql: PostgreSQL, object_store: ObjectStore, processes: Callable[..., Process]
+) -> None:
+    """Of the command itself. The job sees nothing of records, files and what lets into them; SIGTERM gives it back."""
+    team = stores_of_a_team(tmp_path / "home", postgresql, object_store)
+    arguments = ["--database", team.options["database"], "--files", team.options["files"], "--processes", "2"]
+    process = processes(team.home, arguments)
+    api = process.api(team.token)
+    file = api.upload(b"of the job\n")["id"]
+    show = f"env | grep -i -e AWS_ -e of-the-store -e postgres -e {team.bucket}; cat a > uploads/b.txt; cat a"
+    job = api.submit(entrypoint=show, mounted_files={"a": file})
+    assert ended(api, job)["status"] == "completed"
+    assert log(api, job) == "of the job\n"
+    assert [event["file"].partition("file-")[2] for event in events(api, job)] == [file.partition("file-")[2]]
+    assert len(api.ok("GET", "/api/workers")["data"]) == 1
+    longer = api.submit(entrypoint="echo begun; sleep 600")
+    until(lambda: log(api, longer) == "begun\n", "its first line")
+    code, _ = process.terminate()
+    assert code == 0, process.output
+    assert "Traceback" not in process.output, process.output
+    with team.database.reading() as connection:
+        found = connection.execute(jobs.select().where(jobs.c.id == longer["id"])).one()
+    assert (found.status, found.attempts, found.reason) == ("pending", 0, "its worker was stopped")
+    drop(team, postgresql)
 
 
 def test_several_need_postgresql(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Everything the endpoints work with, opened once. Not here: HTTP."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+
+from anyio import CapacityLimiter
 
 from tutelage.errors import ConfigError
 from tutelage.files import make_folder
@@ -16,12 +19,15 @@ from tutelage.server.masking import Masking
 from tutelage.server.notices import Notices
 from tutelage.server.settings import ServerSettings, secret_key
 
-"""How the names of tokens begin that workers beside servers have."""
+STORE_THREADS = 16
 
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of `tutelage.jobs` on one database, and what wakes those who wait. organization: the default one."""
+    """The parts of `tutelage.jobs` on one database, and what wakes those who wait. organization: the default one.
+
+    store_threads: how many may wait for the store of files at a time.
+    """
 
     settings: ServerSettings
     database: Database
@@ -35,6 +41,7 @@ class Services:
     notices: Notices
     masking: Masking
     organization: str
+    store_threads: CapacityLimiter = field(default_factory=partial(CapacityLimiter, STORE_THREADS))
 
     def close(self) -> None:
         """Give back what is open."""
