@@ -20,7 +20,6 @@ from tutelage.jobs.database import Database
 from tutelage.jobs.queue import LEASE_SECONDS, Queue
 
 PROCESSES = 2
-STANDING = (signal.SIGSTOP, signal.SIGCONT)
 
 
 class TeamProcess(Process):
@@ -29,16 +28,9 @@ class TeamProcess(Process):
     def __init__(self, home: Path, options: Mapping[str, Any], token: str) -> None:
         super().__init__(home, options)
         self.token = token
-        self.process.send_signal = self._send_signal  # type: ignore[method-assign] - see there
 
     def api(self, token: str | None = None) -> Api:
         return super().api(token or self.token)
-
-    def _send_signal(self, number: int) -> None:
-        """What makes it stand still is for all of them; of an end they learn by themselves."""
-        children = psutil.Process(self.process.pid).children() if number in STANDING else []
-        for one in (self.process.pid, *(child.pid for child in children)):
-            os.kill(one, number)
 
 
 @dataclass
@@ -66,6 +58,11 @@ class Team:
         """What tests of faults change behind the server's back."""
         lease = self.options.get("lease_seconds", LEASE_SECONDS)
         return SimpleNamespace(database=self.database, queue=Queue(self.database, lease_seconds=lease))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its first process is there."""
+        return self.process is not None and self.process.process.poll() is None
 
     def begin(self) -> "Team":
         """The server, on the address it had before."""

@@ -25,7 +25,6 @@ from tests.integration.test_worker_faults import (
     test_a_late_worker_is_fenced_and_its_process_gone,
     test_a_server_that_is_killed_and_comes_back,
     test_a_stopped_worker_gives_its_job_back,
-    test_a_worker_without_its_server_stops_the_process_in_time,
     test_an_idle_worker_stops_at_once,
 )
 from tests.integration.test_worker_network import (
@@ -46,7 +45,6 @@ __all__ = [
     "test_a_network_that_falls_silent_for_a_moment_at_every_step",
     "test_a_server_that_is_killed_and_comes_back",
     "test_a_stopped_worker_gives_its_job_back",
-    "test_a_worker_without_its_server_stops_the_process_in_time",
     "test_an_idle_worker_stops_at_once",
     "test_one_that_ends_when_asked",
     "test_restarted_while_it_is_being_stopped",

@@ -25,8 +25,14 @@ __all__ = ["new_team"]
 
 
 @pytest.fixture(scope="module")
-def team(new_team: Callable[..., Team]) -> Team:
+def shared_team(new_team: Callable[..., Team]) -> Team:
     return new_team(processes=3)
+
+
+@pytest.fixture
+def team(shared_team: Team) -> Team:
+    """Begun again where a test ended it."""
+    return shared_team if shared_team.is_running else shared_team.begin()
 
 
 def test_all_of_them_answer_on_one_address(team: Team) -> None:
@@ -95,38 +101,6 @@ def test_one_that_is_lost_is_begun_again(team: Team) -> None:
     assert lease() == before
     api = team.api()
     api.finish(running.run_id)
-
-
-def is_free(port: int) -> bool:
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError:
-        return False
-    return True
-
-
-def test_they_go_down_with_what_is_open_and_leave_nothing(new_team: Callable[..., Team]) -> None:
-    """Streams end, every process is gone, the address is free: after SIGTERM to the first, with the SIGINT that a
-    terminal sends to all of them before; and where it is killed."""
-    team = new_team()
-    running = team.api().running()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        process, children, api = (
-            team.begin().process if number == signal.SIGKILL else team.process,
-            team.listening(),
-            team.api(),
-        )
-        assert process is not None
-        with api.http.stream("GET", f"/api/logs/{running.run_id}", params={"follow": "true"}) as answer:
-            assert answer.status_code == 200
-            for child in children:
-                os.kill(child, signal.SIGINT)
-            code, seconds = process.terminate(number)
-        assert (code, seconds < 6) == (-number if number == signal.SIGKILL else 0, True), process.output
-        until(lambda children=children: not any(map(is_alive, children)), "their end", patience=2.0)
-        until(lambda: is_free(team.port), "that the address is free", patience=2.0)
-        assert process.output.rstrip().endswith("stopped") == (number == signal.SIGTERM), process.output
-        assert "Traceback" not in process.output, process.output
 
 
 def test_one_worker_is_beside_all_of_them(
@@ -199,10 +173,29 @@ def test_a_store_that_is_away_loses_nothing(team: Team, object_store: ObjectStor
     until(lambda: len(team.listening()) == 3 and gone not in team.listening(), "another process")
     api = team.api()
     assert api.ok("GET", f"/v1/files/{kept['id']}")["bytes"] == 6
-    assert api.submit()
+    api.ok("POST", f"/api/jobs/{api.submit()['id']}/cancel")
     object_store.well()
     assert api("GET", f"/v1/files/{kept['id']}/content").content == b"before"
     again = api.ok("POST", "/v1/files", **form)
     assert api("GET", f"/v1/files/{again['id']}/content").content == b"meanwhile"
     assert len(object_store.keys(team.bucket)) == 2
     assert not list((team.home / "incoming").iterdir())
+
+
+def test_they_go_down_with_what_is_open_and_leave_nothing(team: Team) -> None:
+    """SIGTERM to the first: streams end, every process is gone, the address is free. The SIGINT that a terminal sends
+    to all of them ends none of the others."""
+    running = team.api().running()
+    process, children, api = team.process, team.listening(), team.api()
+    assert process is not None
+    with api.http.stream("GET", f"/api/logs/{running.run_id}", params={"follow": "true"}) as answer:
+        assert answer.status_code == 200
+        for child in children:
+            os.kill(child, signal.SIGINT)
+        assert team.listening() == children
+        code, seconds = process.terminate()
+    assert (code, seconds < 6) == (0, True), process.output
+    assert process.output.rstrip().endswith("stopped"), process.output
+    assert "Traceback" not in process.output, process.output
+    assert not any(map(is_alive, children))
+    socket.create_server(("127.0.0.1", team.port)).close()
