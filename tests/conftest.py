@@ -17,4 +17,4 @@ collect_ignore = [] if "TUTELAGE_AXOLOTL_PYTHON" in os.environ else ["real_axolo
 settings.register_profile("tutelage", deadline=None)
 settings.load_profile("tutelage")
 
-pytest_plugins = ["tests.databases", "tests.served"]  # fixtures: SQLite, PostgreSQL, servers
+pytest_plugins = ["tests.databases", "tests.object_stores", "tests.served"]  # fixtures: SQLite, PostgreSQL, S3, servers

@@ -218,7 +218,8 @@ def served(
 
     change: is given the application before it starts.
     """
-    from tutelage.server.serve import _config, _listening, _Server
+    from tutelage.server.one_process import Server, config_of
+    from tutelage.server.serve import _listening
     from tutelage.server.services import open_services
     from tutelage.server.settings import ServerSettings
 
@@ -234,10 +235,10 @@ def served(
     services = open_services(wanted)
     log: list[logging.LogRecord] = []
     try:
-        config = _config(services)
+        config = config_of(services)
         if change is not None:
             change(config.app)
-        server = _Server(config)
+        server = Server(config)
         with (
             _recorded(log),
             _listening(wanted) as listening,

@@ -2,4 +2,5 @@
 
 from tutelage.cli import main
 
-main()
+if __name__ == "__main__":  # further processes of a server import this too
+    main()

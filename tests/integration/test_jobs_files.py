@@ -155,7 +155,7 @@ def test_a_content_that_is_deleted_while_it_is_looked_for_is_stored_again(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes between any two looks of the store: each look of the first upload finds it, and deletes it then."""
-    store: Any = shelf.store._store  # pyright: ignore[reportPrivateUsage] - what happens is below the class under test
+    store: Any = shelf.store.contents._store  # pyright: ignore[reportPrivateUsage] - what happens is below the class under test
     first = shelf.keep(b"content")
     info, deleted = store.info, list[str]()
 
@@ -175,7 +175,7 @@ def test_a_content_that_is_deleted_while_it_is_looked_for_is_stored_again(
 @pytest.mark.parametrize("call", ["put_file", "mv", "makedirs"])
 def test_a_full_disk_of_the_store_leaves_nothing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Half of the file is there when the disk is full."""
-    store: Any = shelf.store._store  # pyright: ignore[reportPrivateUsage] - what fails is below the class under test
+    store: Any = shelf.store.contents._store  # pyright: ignore[reportPrivateUsage] - what fails is below the class under test
 
     def full(source: str, target: str = "", **_: Any) -> None:
         if call == "put_file":
@@ -218,7 +218,7 @@ def test_heartbeats_go_on_while_a_large_file_is_stored(
     """Copying takes longer than a lease; nobody else's lease may run out for it."""
     scene = Scene(database)
     claim = scene.running()
-    store: Any = shelf.store._store  # pyright: ignore[reportPrivateUsage]
+    store: Any = shelf.store.contents._store  # pyright: ignore[reportPrivateUsage]
     copying, renewed, put = threading.Event(), threading.Event(), store.put_file
 
     def slow(*arguments: Any, **named: Any) -> None:
@@ -255,7 +255,7 @@ def test_other_stores(database: Database, tmp_path: Path, kind: str) -> None:
     with pytest.raises(NotFoundError):
         shelf.read(file.id)
     store: Any = shelf.store
-    assert store._store.find(store._root) == []
+    assert store.contents._store.find(store.contents._root) == []
 
 
 def test_stores_that_cannot_be_opened(database: Database, tmp_path: Path) -> None:
@@ -263,6 +263,17 @@ def test_stores_that_cannot_be_opened(database: Database, tmp_path: Path) -> Non
     for url in ("nosuchscheme://bucket", str(tmp_path / "file" / "below")):
         with pytest.raises(ConfigError, match="cannot be opened"):
             FileStore(database, url, tmp_path / "uploads", max_bytes=1)
+
+
+def test_what_others_are_uploading_is_not_taken_for_left_behind(shelf: Shelf) -> None:
+    """A server begins while another one works in the same folder; what nobody has open goes."""
+    (shelf.folder / "uploads" / "upload-of-a-killed-server.jsonl").write_bytes(b"half")
+    with shelf.store.upload(shelf.organization) as upload:
+        upload.write(b"content")
+        shelf.store.remove_left_behind()
+        assert shelf.contents() == [upload.path.name]
+        file = shelf.store.keep(shelf.organization, upload, purpose="result", filename="a")
+    assert shelf.read(file.id) == b"content"
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -326,7 +326,7 @@ def test_killed_while_a_file_comes_or_goes(scene: Scene, tmp_path: Path, step: s
 
     def store(of: Scene, stop: Callable[[], None] = lambda: None) -> FileStore:
         opened = FileStore(of.database, str(tmp_path / "store"), tmp_path / "uploads", max_bytes=1000)
-        own: Any = opened._store  # pyright: ignore[reportPrivateUsage] - the points between its calls
+        own: Any = opened.contents._store  # pyright: ignore[reportPrivateUsage] - the points between its calls
         for name in ("put_file", "mv", "rm_file"):
             setattr(own, name, watched(getattr(type(own), name).__get__(own), stop))
         return opened

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.databases import KEY, PostgreSQL
+from tests.object_stores import DENIED, ObjectStore
 from tests.served import Process, Served, served, until
 from tutelage.errors import ConfigError, DataError, OutputError, StorageError
 from tutelage.jobs.access import Access
@@ -93,6 +94,32 @@ def test_from_sqlite_to_postgresql_and_back(own_server: Served, postgresql: Post
     restore(home, second)
     assert rows_of(home.database_url) == rows_of(url)
     postgresql.drop(url)
+
+
+def test_from_an_object_store_and_back(own_server: Served, object_store: ObjectStore, tmp_path: Path) -> None:
+    """A backup holds the contents wherever they are; one that is damaged never gets into the store."""
+    filled(own_server)
+    there, bucket = own_server.services.settings, object_store.bucket()
+    back_up(there, tmp_path / "first.tar")
+    in_bucket = ServerSettings(tmp_path / "team", files=f"s3://{bucket}/x")
+    assert restore(in_bucket, tmp_path / "first.tar").contents == 1
+    content = b"content of a file \xff"
+    digest = hashlib.sha256(content).hexdigest()
+    assert object_store.keys(bucket) == [f"x/{digest[:2]}/{digest}"]
+    assert back_up(in_bucket, tmp_path / "second.tar").contents == 1
+    again = ServerSettings(tmp_path / "again")
+    assert restore(again, tmp_path / "second.tar").contents == 1
+    assert (again.home / "files" / digest[:2] / digest).read_bytes() == content
+    assert list(again.uploads.iterdir()) == list(in_bucket.uploads.iterdir()) == []
+    damaged, empty = tmp_path / "damaged.tar", object_store.bucket()
+    damaged.write_bytes((tmp_path / "second.tar").read_bytes().replace(content, content[::-1]))
+    with pytest.raises(DataError, match="was damaged"):
+        restore(ServerSettings(tmp_path / "other", files=f"s3://{empty}"), damaged)
+    assert object_store.keys(empty) == []
+    object_store.always = {"GET": DENIED, "HEAD": DENIED}
+    with pytest.raises(StorageError, match="look whether the store is up"):
+        back_up(in_bucket, tmp_path / "third.tar")
+    assert not (tmp_path / "third.tar").exists()
 
 
 def test_what_is_written_meanwhile_is_whole_or_not_there(own_server: Served, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_storing_a_large_file_holds_up_no_heartbeat(own_server: Served, monkeypa
     """A store may take minutes for twenty gigabytes; leases run for thirty seconds meanwhile."""
     api = own_server.api()
     running = api.running()
-    store = own_server.services.files._store
+    store = own_server.services.files.contents._store
     put, stored, go_on = store.put_file, threading.Event(), threading.Event()
 
     def slow(*arguments: Any, **options: Any) -> Any:

@@ -11,7 +11,9 @@ Home = Annotated[Path, typer.Option(help="The folder of everything the server st
 Database = Annotated[
     str | None, typer.Option(envvar="TUTELAGE_DATABASE", help="postgresql://…; unset, SQLite in --home.")
 ]
-Files = Annotated[str | None, typer.Option(envvar="TUTELAGE_FILES", help="A store such as s3://…; unset, in --home.")]
+Files = Annotated[
+    str | None, typer.Option(envvar="TUTELAGE_FILES", help="A store such as s3://bucket/path; unset, in --home.")
+]
 DEFAULT_HOME = Path("tutelage-home")
 GIGABYTE = 1024**3
 
@@ -32,6 +34,9 @@ def serve(
     lease: Annotated[float, typer.Option(min=1.0, help="Seconds a worker may be silent before its job is retried.")] = (
         30.0
     ),
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="Of the API, on the one address; more than 1 needs --database.")
+    ] = 1,
     as_json: JsonLines = False,
 ) -> None:
     """Run the server: queue, API and web page, and one worker on this machine. ctrl-C ends it."""
@@ -51,9 +56,10 @@ def serve(
         max_file_bytes=int(max_file_gb * GIGABYTE),
         lease_seconds=lease,
         require_tokens=require_tokens,
+        processes=processes,
     )
     log_to_stderr()
-    run_server(settings, with_worker=not no_worker, say=saying(as_json))
+    run_server(settings, with_worker=not no_worker, say=saying(as_json), prepare=log_to_stderr)
 
 
 def backup(

@@ -23,6 +23,9 @@ from tutelage.jobs.addresses import shown
 
 BUSY_SECONDS = 60
 """How long a write of one process waits for that of another, on SQLite."""
+LOCKS = 64
+"""Of a process, for keys of any number: two keys may share one."""
+CONNECTIONS = 60
 _MIGRATION_LOCK = 0x747574656C616765
 _WRITES = "tutelage_writes"
 
@@ -30,17 +33,22 @@ _WRITES = "tutelage_writes"
 class Database:
     """The records. url: as SQLAlchemy writes them, `sqlite:///path` or `postgresql://user:password@host/name`.
 
+    connections: to PostgreSQL, at most.
+
     Raises ConfigError for a url that cannot be meant, StorageError where the database does not answer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, connections: int = CONNECTIONS) -> None:
         self.url = _parsed(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
+        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url, connections)
         # SQLite has one writer; threads that wait their turn here need not ask again and again.
         self._writing: contextlib.AbstractContextManager[Any] = (
             threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         )
+        self._locks = [threading.Lock() for _ in range(LOCKS)] if self.is_sqlite else []
+        # Who holds a lock has a connection for it and needs another one: never may all be taken for locks.
+        self._lockers = threading.Semaphore(connections // 4)
         self._wall_at_start, self._monotonic_at_start = time.time(), time.monotonic()
 
     @contextlib.contextmanager
@@ -59,6 +67,18 @@ class Database:
                 connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with connection.begin():
                 yield connection
+
+    @contextlib.contextmanager
+    def alone_with(self, key: int) -> Generator[None, None, None]:
+        """Nobody else on these records is in here with the same key (63 bits): for what lasts longer than a
+        transaction that others wait for may. Of SQLite, nobody else in this process. Raises StorageError."""
+        if self.is_sqlite:
+            with self._locks[key % LOCKS]:
+                yield
+            return
+        with self._lockers, self.writing() as connection:
+            connection.execute(select(func.pg_advisory_xact_lock(key)))
+            yield
 
     def lease_clock(self, connection: Connection) -> float:
         """Seconds by which leases are measured.
@@ -155,9 +175,10 @@ def _sqlite_engine(url: URL) -> Engine:
     return engine
 
 
-def _postgresql_engine(url: URL) -> Engine:
+def _postgresql_engine(url: URL, connections: int) -> Engine:
+    kept = connections // 3
     try:
-        return create_engine(url, pool_size=20, max_overflow=40, pool_pre_ping=True)
+        return create_engine(url, pool_size=kept, max_overflow=connections - kept, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise ConfigError("database: PostgreSQL needs psycopg; pip install 'tutelage[postgresql]'") from error
 

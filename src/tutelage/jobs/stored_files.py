@@ -1,24 +1,24 @@
-"""Files by what is in them: stored once under their hash, in a folder or any store that fsspec knows.
+"""Files by what is in them: who has which, and those that are coming in. A file's name never becomes a path.
 
-A file's name never becomes a path. Not here: whether the rows of a file are good (`tutelage.data`), HTTP.
+Not here: where their bytes are (`contents.py`), whether the rows of a file are good (`tutelage.data`), HTTP.
 """
 
 import contextlib
+import fcntl
 import os
 import re
-import secrets
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, String, delete, exists, func, insert, or_, select
+from sqlalchemy import String, delete, exists, insert, or_, select
 from sqlalchemy import cast as sql_cast
 
 from tutelage.errors import ContentGoneError, JobError, StorageError, TooLargeError
+from tutelage.jobs.contents import Contents
 from tutelage.jobs.database import Database
-from tutelage.jobs.file_systems import LocalFileSystem, cannot_open, open_store
 from tutelage.jobs.identity import FileHash
 from tutelage.jobs.plain_json import cleaned_text
 from tutelage.jobs.records import StoredFile
@@ -28,14 +28,13 @@ from tutelage.jobs.tables import files, jobs
 
 PURPOSE = re.compile(r"^[a-z][a-z0-9_-]{0,63}$")
 MAX_NAME = 255
-PART_BYTES = 1024 * 1024
 
 
 class Upload:
     """A file that is coming in: on this machine's disk until it is complete. max_bytes: of the whole file."""
 
     def __init__(self, folder: Path, organization: str, max_bytes: int, suffix: str = "") -> None:
-        self._file: IO[bytes] = tempfile.NamedTemporaryFile(dir=folder, prefix="upload-", suffix=suffix)  # noqa: SIM115 - closed by `close`
+        self._file = _locked_file(folder, suffix)
         self.hash = FileHash(organization)
         self.bytes = 0
         self.max_bytes = max_bytes
@@ -74,19 +73,16 @@ class Upload:
 class FileStore:
     """Files of all organisations. url: a folder, or what fsspec knows, such as `s3://bucket/path`.
 
-    folder: for uploads that are not complete. Raises ConfigError for a store that cannot be opened.
+    folder: for uploads that are not complete. try_out: whether a store that is away, or refuses, is an error now.
+    Raises ConfigError for a store that cannot be opened.
     """
 
-    def __init__(self, database: Database, url: str, folder: Path, *, max_bytes: int) -> None:
+    def __init__(self, database: Database, url: str, folder: Path, *, max_bytes: int, try_out: bool = True) -> None:
         self.database = database
         self.folder = folder
         self.max_bytes = max_bytes
-        self._store, self._root = open_store(url)
-        try:
-            self._store.makedirs(self._root, exist_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_open(url, error) from error
+        self.contents = Contents(url)
+        self.contents.begin(folder, try_out=try_out)
 
     @contextlib.contextmanager
     def upload(self, organization: str, suffix: str = "") -> Generator[Upload, None, None]:
@@ -105,9 +101,11 @@ class FileStore:
             upload.close()
 
     def remove_left_behind(self) -> None:
-        """Take away what uploads left here that a killed server never finished. Only while no other works here."""
+        """Take away what uploads left here that a killed server never finished; those of others who live stay."""
         for path in self.folder.glob("upload-*"):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while somebody writes it
+                path.unlink()
 
     def keep(self, organization: str, upload: Upload, *, purpose: str, filename: str) -> StoredFile:
         """Make a complete upload a file, or find that it is one already. Raises JobError, StorageError."""
@@ -116,10 +114,13 @@ class FileStore:
         upload.finish()
         identity, content = upload.hash.id(purpose), upload.hash.content_hash
         # Copying may take minutes, in which others have to write.
-        self._store_content(upload, content)
+        self.contents.put(upload.path, content, upload.bytes)
+        with self._alone_with(content):
+            self.contents.put(upload.path, content, upload.bytes)  # again only where it was deleted meanwhile
+            return self._recorded(organization, upload, identity, purpose, filename)
+
+    def _recorded(self, organization: str, upload: Upload, identity: str, purpose: str, filename: str) -> StoredFile:
         with self.database.writing() as connection:
-            self._alone_with(connection, content)
-            self._store_content(upload, content)  # again only where it was deleted meanwhile
             row = connection.execute(select(files).where(files.c.id == identity)).one_or_none()
             if row is None:
                 connection.execute(
@@ -129,7 +130,7 @@ class FileStore:
                         purpose=purpose,
                         filename=cleaned_text(filename)[:MAX_NAME],
                         bytes=upload.bytes,
-                        content_hash=content,
+                        content_hash=upload.hash.content_hash,
                         created_at=time.time(),
                     )
                 )
@@ -170,9 +171,9 @@ class FileStore:
         with self.database.reading() as connection:
             row = require_file(connection, organization, file_id)
         try:
-            with self._store.open(self._path(row.content_hash), "rb") as content:
-                yield file_of(row), iter(lambda: content.read(PART_BYTES), b"")
-        except FileNotFoundError as error:
+            with self.contents.open(row.content_hash) as parts:
+                yield file_of(row), parts
+        except ContentGoneError as error:
             raise ContentGoneError(f"{file_id}: its content is gone from the store; upload the file again") from error
 
     def delete(self, organization: str, file_id: str) -> None:
@@ -180,10 +181,18 @@ class FileStore:
 
         Raises NotFoundError, and JobError where a job that is not done needs it.
         """
+        content = self._content_of(organization, file_id)
+        with self._alone_with(content):
+            self._delete_record(organization, file_id)
+            # After the record: killed between the two, bytes are left that nobody needs, where the other way round a
+            # record would be left without its bytes.
+            if self._is_unused(content):
+                self.contents.remove(content)
+
+    def _delete_record(self, organization: str, file_id: str) -> None:
         with self.database.writing() as connection:
             # Locked before jobs are looked at: who submits one that reads it either came before, or finds it gone.
-            row = require_file(connection, organization, file_id, to_change=True)
-            self._alone_with(connection, row.content_hash)
+            require_file(connection, organization, file_id, to_change=True)
             needed = connection.execute(
                 select(jobs.c.id)
                 .where(
@@ -196,59 +205,29 @@ class FileStore:
             if needed is not None:
                 raise JobError(f"{file_id}: job {needed} needs it; cancel that job, or delete the file when it is done")
             connection.execute(delete(files).where(files.c.id == file_id))
-        self._remove_unused(row.content_hash)
 
-    def _remove_unused(self, content_hash: str) -> None:
-        # After the record, in a transaction of its own: killed between the two, bytes are left that nobody needs, where
-        # the other way round a record would be left without its bytes.
-        with self.database.writing() as connection:
-            self._alone_with(connection, content_hash)
-            if not connection.execute(select(exists().where(files.c.content_hash == content_hash))).scalar():
-                with contextlib.suppress(FileNotFoundError):
-                    self._store.rm_file(self._path(content_hash))
+    def _content_of(self, organization: str, file_id: str) -> str:
+        with self.database.reading() as connection:
+            return str(require_file(connection, organization, file_id).content_hash)
 
-    def _path(self, content_hash: str) -> str:
-        return f"{self._root}/{content_hash[:2]}/{content_hash}"
+    def _is_unused(self, content: str) -> bool:
+        with self.database.reading() as connection:
+            return not connection.execute(select(exists().where(files.c.content_hash == content))).scalar()
 
-    def _store_content(self, upload: Upload, content_hash: str) -> None:
-        path = self._path(content_hash)
-        # Under another name first: whoever looks sees the whole file or none.
-        unfinished = f"{path}.{secrets.token_hex(8)}"
-        try:
-            if self._size(path) == upload.bytes:
-                return
-            self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._store.put_file(str(upload.path), unfinished)
-            self._on_the_disk(unfinished)
-            self._store.mv(unfinished, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._store.rm_file(unfinished)
-            raise StorageError(
-                f"{self._root}: cannot be written ({error.strerror or error}); free space there"
-            ) from error
+    def _alone_with(self, content: str) -> contextlib.AbstractContextManager[None]:
+        """Nobody else keeps or deletes this content meanwhile; a store that is slow keeps nobody else waiting."""
+        return self.database.alone_with(int(content[:15], 16))
 
-    def _size(self, path: str) -> int | None:
-        """None where nothing is there. One look: between two, others may delete it."""
-        try:
-            return int(self._store.info(path)["size"])
-        except FileNotFoundError:
-            return None
 
-    def _on_the_disk(self, path: str) -> None:
-        """A record of a file outlives a power cut; so must its bytes. Other stores acknowledge when they have them."""
-        if isinstance(self._store, LocalFileSystem):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def _alone_with(self, connection: Connection, content_hash: str) -> None:
-        """Nobody else keeps or deletes this content until the transaction ends. SQLite has one writer anyway."""
-        if connection.dialect.name == "postgresql":
-            key = int(content_hash[:15], 16)
-            connection.execute(select(func.pg_advisory_xact_lock(key)))
+def _locked_file(folder: Path, suffix: str) -> IO[bytes]:
+    """A new one that `remove_left_behind` lets be for as long as this process has it open."""
+    while True:
+        file: IO[bytes] = tempfile.NamedTemporaryFile(dir=folder, prefix="upload-", suffix=suffix)  # noqa: SIM115 - closed by `Upload.close`
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink > 0:  # nobody took it away before it was locked
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            file.close()
 
 
 def _mentions(column: Any, file_id: str) -> Any:

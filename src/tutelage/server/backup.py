@@ -22,10 +22,10 @@ from typing import IO, Any
 from sqlalchemy import LargeBinary, MetaData, Table, insert, select, text
 
 import tutelage
-from tutelage.errors import ConfigError, DataError, OutputError, StorageError
+from tutelage.errors import ConfigError, ContentGoneError, DataError, OutputError, StorageError
 from tutelage.files import only_process_in
+from tutelage.jobs.contents import Contents
 from tutelage.jobs.database import Database
-from tutelage.jobs.file_systems import open_store
 from tutelage.jobs.tables import files, metadata
 from tutelage.server.settings import KEY_VARIABLE, ServerSettings, secret_key
 
@@ -140,14 +140,13 @@ def _write(settings: ServerSettings, database: Database, tar: tarfile.TarFile) -
         for row in connection.execute(select(files.c.content_hash, files.c.bytes)):
             wanted[row.content_hash] = row.bytes
     _add(tar, KEY, secret_key(settings.home))
-    store, root = open_store(settings.files_url)
+    store = Contents(settings.files_url)
     contents, size, missing = 0, 0, 0
     for content_hash, length in wanted.items():
-        path = f"{root}/{content_hash[:2]}/{content_hash}"
         try:
-            with store.open(path, "rb") as content:
-                _add_file(tar, f"files/{content_hash}", _Whole(content, path), length)
-        except FileNotFoundError:
+            with store.open(content_hash) as parts:
+                _add_file(tar, f"files/{content_hash}", _Whole(parts, store.place_of(content_hash)), length)
+        except ContentGoneError:
             missing += 1
             continue
         contents, size = contents + 1, size + length
@@ -164,7 +163,7 @@ class _Restoring:
         self.settings = settings
         self.database = database
         self.archive = archive
-        self.store, self.root = open_store(settings.files_url)
+        self.store = Contents(settings.files_url)
         self.rows = self.contents = self.bytes = 0
 
     def read(self, tar: tarfile.TarFile) -> Copied:
@@ -238,16 +237,15 @@ class _Restoring:
             yield row
 
     def _content(self, content_hash: str, content: IO[bytes], size: int) -> None:
-        path = f"{self.root}/{content_hash[:2]}/{content_hash}"
-        self.store.makedirs(path.rpartition("/")[0], exist_ok=True)
         sha256 = hashlib.sha256()
-        with self.store.open(path, "wb") as file:
+        with _spooled(self.settings) as file:
             while part := content.read(PART_BYTES):
                 sha256.update(part)
                 file.write(part)
-        if sha256.hexdigest() != content_hash:
-            self.store.rm_file(path)
-            raise DataError(f"{self.archive}: the file {content_hash} in it was damaged; use another backup")
+            file.flush()
+            if sha256.hexdigest() != content_hash:
+                raise DataError(f"{self.archive}: the file {content_hash} in it was damaged; use another backup")
+            self.store.put(Path(file.name), content_hash, size)
         self.contents += 1
         self.bytes += size
 
@@ -270,18 +268,19 @@ class _Restoring:
 class _Whole:
     """A content as it is read into an archive. Raises StorageError where it ends too soon, as after a crash."""
 
-    def __init__(self, content: IO[bytes], place: str) -> None:
-        self._content = content
+    def __init__(self, parts: Iterator[bytes], place: str) -> None:
+        self._parts = parts
         self._place = place
+        self._waiting = b""
 
     def read(self, size: int) -> bytes:
         """As much as is asked for: no more than was recorded is."""
-        part = b""
-        while len(part) < size:
-            more = self._content.read(size - len(part))
+        while len(self._waiting) < size:
+            more = next(self._parts, b"")
             if not more:
                 raise StorageError(f"{self._place}: is shorter than was recorded; bring it back, or delete it there")
-            part += more
+            self._waiting += more
+        part, self._waiting = self._waiting[:size], self._waiting[size:]
         return part
 
 
@@ -303,7 +302,7 @@ def _spooled(settings: ServerSettings) -> IO[bytes]:
     import tempfile
 
     settings.uploads.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryFile(dir=settings.uploads)
+    return tempfile.NamedTemporaryFile(dir=settings.uploads)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

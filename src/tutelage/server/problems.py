@@ -104,11 +104,14 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, TutelageError)
     status = status_of(error)
     message = str(error)
+    headers = None
     if status == 503:
+        headers = {"Retry-After": "1"}
         logger.error("%s %s: %s", request.method, request.url.path, error)
         # Where things are on this machine is nobody else's business.
         message = "the server cannot read or write what it stores; its log says why; try again, or ask who runs it"
-    return problem(status, message, code=next((code for kind, code in CODES if isinstance(error, kind)), None))
+    code = next((code for kind, code in CODES if isinstance(error, kind)), None)
+    return problem(status, message, code=code, headers=headers)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

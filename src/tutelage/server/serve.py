@@ -7,67 +7,51 @@ import threading
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
-import uvicorn
-
 from tutelage.errors import ConfigError
 from tutelage.files import only_process_in
-from tutelage.server.app import create_app
 from tutelage.server.local_worker import LocalWorker
-from tutelage.server.services import Services, open_services
+from tutelage.server.one_process import OneProcess
+from tutelage.server.services import open_services
 from tutelage.server.settings import ServerSettings
+from tutelage.server.several_processes import SeveralProcesses
 
-CONNECTIONS_GRACE_SECONDS = 3
-KEEP_ALIVE_SECONDS = 20
-MAX_CONNECTIONS = 2000
 ALL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where a server that listens on all of them is found from this machine."""
 
 
-def serve(settings: ServerSettings, *, with_worker: bool = True, say: Callable[[str], None] = print) -> None:
-    """Serve until told to stop (ctrl-C, SIGTERM).
+def serve(
+    settings: ServerSettings,
+    *,
+    with_worker: bool = True,
+    say: Callable[[str], None] = print,
+    prepare: Callable[[], object] = bool,
+) -> None:
+    """Serve until told to stop (ctrl-C, SIGTERM). prepare: what further processes of the API are to do first.
 
-    Raises ConfigError where the port is taken or nobody could get in, and what `open_services` raises.
+    Raises ConfigError where the port is taken, nobody could get in or several processes cannot be, and what
+    `open_services` raises.
     """
+    if settings.processes > 1 and settings.is_embedded:
+        raise ConfigError(
+            f"--processes {settings.processes}: SQLite is for one process; give --database postgresql://…, or leave "
+            "--processes out"
+        )
     with contextlib.ExitStack() as stack:
         if settings.is_embedded:
             stack.enter_context(only_process_in(settings.home, "--home"))
         services = open_services(settings)
         stack.callback(services.close)
-        if settings.is_embedded:  # nobody else works in this home
-            services.files.remove_left_behind()
         listening = stack.enter_context(_listening(settings))
         url = _url(settings, listening)
-        server = _Server(_config(services))
+        api = SeveralProcesses(settings, prepare, say) if settings.processes > 1 else OneProcess(services)
         worker = LocalWorker(services, _url_here(settings, listening), say) if with_worker else None
         say(f"tutelage serves {url} with everything in {settings.home.absolute()}")
         if worker is not None:
             stack.callback(worker.close)
-            worker.begin_when(lambda: server.started)
-        with _stopping(server, services, worker, say):
-            server.run(sockets=[listening])
+            worker.begin_when(lambda: api.started)
+        with _stopping(api, worker, say):
+            api.run(listening)
         say("stopped")
-
-
-def _config(services: Services) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_app(services),
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=CONNECTIONS_GRACE_SECONDS,
-        limit_concurrency=MAX_CONNECTIONS,
-        # Who comes through a proxy is to be seen as that: see `authentication`.
-        proxy_headers=False,
-        server_header=False,
-    )
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to us: its own handlers would close the server before the worker is done with it."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
 
 
 @contextlib.contextmanager
@@ -104,15 +88,15 @@ def _url_here(settings: ServerSettings, listening: socket.socket) -> str:
 
 @contextlib.contextmanager
 def _stopping(
-    server: uvicorn.Server, services: Services, worker: LocalWorker | None, say: Callable[[str], None]
+    api: OneProcess | SeveralProcesses, worker: LocalWorker | None, say: Callable[[str], None]
 ) -> Generator[None, None, None]:
-    """The first signal stops the worker, then the server; a second one stops at once."""
-    signaled = threading.Event()
+    """The first signal stops the worker, then the API; a second one stops at once."""
+    signaled, at_once = threading.Event(), threading.Event()
 
     def handle(number: int, frame: object) -> None:
         if signaled.is_set():
-            server.force_exit = True
-            server.should_exit = True
+            at_once.set()
+            api.stop_at_once()
             return
         signaled.set()
         threading.Thread(target=go_down, daemon=True).start()
@@ -120,10 +104,9 @@ def _stopping(
     def go_down() -> None:
         # The worker tells the server what becomes of its job: the server goes last.
         if worker is not None:
-            worker.stop(lambda: server.force_exit)
+            worker.stop(at_once.is_set)
         say("stopping: waiting for open connections")
-        services.notices.close()
-        server.should_exit = True
+        api.stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

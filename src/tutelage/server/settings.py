@@ -13,13 +13,15 @@ from tutelage.files import make_folder
 from tutelage.jobs.queue import LEASE_SECONDS
 
 GIGABYTE = 1024**3
+MAX_CONNECTIONS = 60
 KEY_VARIABLE = "TUTELAGE_SECRET_KEY"
 
 
 @dataclass(frozen=True)
 class ServerSettings:
     """home: the folder of everything that is stored. database, files: elsewhere, for a team. lease_seconds: how long
-    a worker may be silent. heartbeat_seconds: how often it is to report, and so how soon a cancel reaches it."""
+    a worker may be silent. heartbeat_seconds: how often it is to report, and so how soon a cancel reaches it.
+    processes: of the API, on the one address."""
 
     home: Path
     host: str = "127.0.0.1"
@@ -30,6 +32,12 @@ class ServerSettings:
     lease_seconds: float = LEASE_SECONDS
     heartbeat_seconds: float = 3.0
     require_tokens: bool = False
+    processes: int = 1
+
+    @property
+    def connections(self) -> int:
+        """To the database, of each process: PostgreSQL takes 100 unless it is told otherwise."""
+        return max(10, MAX_CONNECTIONS // self.processes)
 
     @property
     def database_url(self) -> str:

@@ -1,6 +1,5 @@
 """Files: uploading, looking up, contents. What is uploaded for training is checked row by row."""
 
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from tutelage.server.file_rows import checked_purpose
 from tutelage.server.multipart import read_file_form
 from tutelage.server.openai.objects import file_object
 from tutelage.server.own.bodies import Identity
+from tutelage.server.store_work import file_response, with_store
 
 router = APIRouter(prefix="/v1/files", tags=["files (OpenAI)"])
 FileId = Annotated[Identity, Path()]
@@ -52,8 +52,8 @@ async def create(request: Request, parts: Parts, who: AnyPrincipal) -> Json:
             raise JobError("the form has no purpose; add the field 'purpose', such as fine-tune")
         upload, filename = form.upload, form.filename or "file"
         purpose = await run_in_threadpool(checked_purpose, upload, purpose, filename)
-        kept = await run_in_threadpool(
-            lambda: parts.files.keep(who.organization, upload, purpose=purpose, filename=filename)
+        kept = await with_store(
+            parts, lambda: parts.files.keep(who.organization, upload, purpose=purpose, filename=filename)
         )
     return file_object(kept)
 
@@ -91,24 +91,13 @@ def retrieve(file_id: FileId, parts: Parts, who: Reader) -> Json:
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=BYTES)
 async def content(file_id: FileId, parts: Parts, who: Reader) -> StreamingResponse:
     """The bytes of a file."""
-    stack = AsyncExitStack()
-    file, chunks = await run_in_threadpool(stack.enter_context, parts.files.open(who.organization, file_id))
-
-    async def stream() -> AsyncIterator[bytes]:
-        async with stack:
-            while part := await run_in_threadpool(next, chunks, b""):
-                yield part
-
-    headers = {
-        "Content-Length": str(file.bytes),
-        # A browser is to save it, under a name that is none of its path's making.
-        "Content-Disposition": f'attachment; filename="{file.id.replace(":", "-")}"',
-    }
-    return StreamingResponse(stream(), media_type="application/octet-stream", headers=headers)
+    # A browser is to save it, under a name that is none of its path's making.
+    saved_as = {"Content-Disposition": f'attachment; filename="{file_id.replace(":", "-")}"'}
+    return await file_response(parts, who.organization, file_id, lambda _: saved_as)
 
 
 @router.delete("/{file_id}")
-def delete(file_id: FileId, parts: Parts, who: Submitter) -> Json:
+async def delete(file_id: FileId, parts: Parts, who: Submitter) -> Json:
     """Remove a file that no unfinished job needs."""
-    parts.files.delete(who.organization, file_id)
+    await with_store(parts, lambda: parts.files.delete(who.organization, file_id))
     return {"id": file_id, "object": "file", "deleted": True}

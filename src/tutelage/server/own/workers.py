@@ -12,11 +12,13 @@ from tutelage.jobs.registry import Registration
 from tutelage.jobs.requirements import Offer, cloud_type_of, hardware_of
 from tutelage.server.authentication import Parts, Reader, WorkerPrincipal
 from tutelage.server.disconnects import while_connected
+from tutelage.server.notices import LOOK_AGAIN_SECONDS
 from tutelage.server.own.bodies import Claimed, Identity, NewClaim, NewWorker, Page, Reason, WorkerReport
 from tutelage.server.services import Services
 
 router = APIRouter(prefix="/api", tags=["workers"])
 WorkerId = Annotated[Identity, Path()]
+ALONE_LOOK_AGAIN_SECONDS = 5.0
 JOB_SCOPES = (Scope.READ, Scope.SUBMIT)
 
 
@@ -92,6 +94,8 @@ async def claim(body: NewClaim, request: Request, parts: Parts, who: WorkerPrinc
 
 async def _next_job(body: NewClaim, parts: Services, organization: str) -> Claim | None:
     until = time.monotonic() + body.wait
+    # What others put into the records, nobody here is told of.
+    look_again = ALONE_LOOK_AGAIN_SECONDS if parts.settings.is_embedded else LOOK_AGAIN_SECONDS
     with parts.notices.listening("pending") as told:
         while True:
             told.forget()
@@ -99,4 +103,4 @@ async def _next_job(body: NewClaim, parts: Services, organization: str) -> Claim
             left = until - time.monotonic()
             if found is not None or left <= 0 or parts.notices.closing:
                 return found
-            await told.wait(min(left, 5.0))
+            await told.wait(min(left, look_again))

@@ -1,0 +1,148 @@
+"""The bytes of files, each content once under its SHA-256: in a folder, or in any store that fsspec knows.
+
+Not here: whose files they are and what they are called (`stored_files.py`).
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import ConfigError, ContentGoneError, StorageError
+from tutelage.jobs.addresses import shown
+from tutelage.jobs.file_systems import LocalFileSystem, cannot_open, has_objects, open_store, put_options, reason_of
+
+PART_BYTES = 1024 * 1024
+
+
+class Contents:
+    """url: a folder, or an address such as `s3://bucket/path`. Raises ConfigError for one that cannot be opened."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._store, self._root = open_store(url)
+        self._has_objects = has_objects(url)
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    def begin(self, folder: Path, *, try_out: bool = True) -> None:
+        """Make the folder it is in; of a store of objects, see that it keeps, gives and removes what it is to.
+
+        folder: for the file that is tried. try_out: whether one is. Raises ConfigError.
+        """
+        try:
+            if not self._has_objects:  # where a bucket would be made, of whatever name was mistyped
+                self._store.makedirs(self._root, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_open(self.url, error) from error
+        if self._has_objects and try_out:
+            try:
+                self._try_out(folder)
+            except StorageError as error:
+                raise ConfigError(f"files: {error}") from error
+
+    def put(self, source: Path, content_hash: str, size: int) -> None:
+        """Store the content of a file of this machine, unless it is there. Raises StorageError."""
+        path = self._path(content_hash)
+        with self._translated("written"):
+            if self._size(path) == size:
+                return
+            if self._has_objects:
+                self._store.put_file(str(source), path, **put_options(self.url))
+            else:
+                self._put_whole(source, path)
+
+    @contextlib.contextmanager
+    def open(self, content_hash: str) -> Generator[Iterator[bytes], None, None]:
+        """A content part by part. Raises StorageError; ContentGoneError where the store is there and it is not."""
+        path = self._path(content_hash)
+        try:
+            with self._translated("read", FileNotFoundError):
+                content = self._store.open(path, "rb", block_size=PART_BYTES)
+        except FileNotFoundError as error:
+            if self._has_objects and not self._store.exists(self._root.partition("/")[0]):
+                raise self._error("read", "its bucket is not there, or does not answer") from error
+            raise ContentGoneError(f"{self}: the content {content_hash} is gone from it") from error
+        with content:
+            yield self._parts(content)
+
+    def remove(self, content_hash: str) -> None:
+        """Of one that is not there, nothing. Raises StorageError."""
+        with contextlib.suppress(FileNotFoundError), self._translated("written", FileNotFoundError):
+            self._store.rm_file(self._path(content_hash))
+
+    def place_of(self, content_hash: str) -> str:
+        """Where it is, for people."""
+        return self._path(content_hash)
+
+    def _parts(self, content: Any) -> Iterator[bytes]:
+        while True:
+            with self._translated("read"):
+                part = content.read(PART_BYTES)
+            if not part:
+                return
+            yield part
+
+    def _path(self, content_hash: str) -> str:
+        return f"{self._root}/{content_hash[:2]}/{content_hash}"
+
+    def _put_whole(self, source: Path, path: str) -> None:
+        """Under another name first: whoever looks sees the whole file or none."""
+        unfinished = f"{path}.{secrets.token_hex(8)}"
+        try:
+            self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._store.put_file(str(source), unfinished)
+            self._on_the_disk(unfinished)
+            self._store.mv(unfinished, path)
+        except Exception:
+            with contextlib.suppress(Exception):  # what happened before is what is told
+                self._store.rm_file(unfinished)
+            raise
+
+    def _size(self, path: str) -> int | None:
+        """None where nothing is there. One look: between two, others may delete it."""
+        try:
+            return int(self._store.info(path)["size"])
+        except FileNotFoundError:
+            return None
+
+    def _on_the_disk(self, path: str) -> None:
+        """A record of a file outlives a power cut; so must its bytes. Other stores acknowledge when they have them."""
+        if isinstance(self._store, LocalFileSystem):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _try_out(self, folder: Path) -> None:
+        tried = secrets.token_bytes(32)
+        content_hash = hashlib.sha256(tried).hexdigest()
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(tried)
+            file.flush()
+            self.put(Path(file.name), content_hash, len(tried))
+        with self.open(content_hash) as parts:
+            if b"".join(parts) != tried:
+                raise self._error("read", "it gives back other bytes than it was given")
+        self.remove(content_hash)
+
+    @contextlib.contextmanager
+    def _translated(self, done: str, *but: type[Exception]) -> Generator[None, None, None]:
+        try:
+            yield
+        except but:
+            raise
+        except Exception as error:  # stores raise whatever the libraries below them do
+            raise self._error(done, reason_of(error)) from error
+
+    def _error(self, done: str, reason: str) -> StorageError:
+        here = "free space there" if done == "written" else "look at its disk"
+        remedy = "look whether the store is up and lets this server in" if self._has_objects else here
+        return StorageError(f"{self}: cannot be {done} ({reason}); {remedy}")
