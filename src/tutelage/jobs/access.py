@@ -66,10 +66,11 @@ class Access:
     def __init__(self, database: Database, key: bytes) -> None:
         self.database = database
         try:
-            self._cipher = Fernet(key)
+            self._cipher = Fernet(key.strip().rstrip(b"=") + b"=")  # 43 letters and a filler, which Python leaves out
         except ValueError as error:
             raise ConfigError(
-                "the key for secrets is not 32 url-safe base64 bytes; make one with: tutelage env key"
+                "the key for secrets (TUTELAGE_SECRET_KEY, or secret.key in --home) is not 32 url-safe base64 bytes; "
+                "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"
             ) from error
 
     def organization(self, name: str = DEFAULT_ORGANIZATION) -> str:
