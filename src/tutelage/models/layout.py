@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from tutelage.models.branch_attention import BRANCHES, Branches
 from tutelage.models.inference import inference_mode_of
-from tutelage.models.wrappers import is_sharded, unwrapped
+from tutelage.models.sharding import is_sharded
+from tutelage.models.wrappers import unwrapped
 
 SHORTEST_SHARED = 8
 """Tokens. A shorter beginning is computed once for each: a branch more costs more than so few positions."""
