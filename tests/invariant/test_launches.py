@@ -1,6 +1,7 @@
 """`accelerate launch` with the configs that are shipped trains what one process does, as far as a CPU goes.
 
-DDP as it is; FSDP with `tests/fsdp_on_cpu.py`, and the parameters must be found sharded. Steps as in `test_processes.py`.
+DDP as it is; FSDP with `tests/fsdp_on_cpu.py`, and the parameters must be found sharded. Rows and tolerance as in
+`test_processes.py`.
 """
 
 import json

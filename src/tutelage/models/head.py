@@ -68,7 +68,8 @@ def attach_head(model: nn.Module) -> bool:
             return original(*args, **kwargs)
         # The number of items is for a loss of the model's own, which nobody asks for here.
         kwargs = {key: value for key, value in kwargs.items() if value is not None and key != "num_items_in_batch"}
-        if read_head is None:
+        reader = read_head
+        if reader is None:
             logits_BTV = original(*args, **kwargs).logits
             return head_function(_at(logits_BTV, head_place_N), IdentityHead(logits_BTV.shape[-1]))
         decoder: Any = causal_lm.base_model
@@ -76,7 +77,7 @@ def attach_head(model: nn.Module) -> bool:
             hidden_BTD = decoder(*args, **kwargs).last_hidden_state
 
         def at_the_head(hidden_BTD: Tensor) -> Any:
-            return head_function(_at(hidden_BTD, head_place_N), read_head())
+            return head_function(_at(hidden_BTD, head_place_N), reader())
 
         return inside_call_of(causal_lm.get_output_embeddings(), at_the_head, hidden_BTD)
 

@@ -30,7 +30,7 @@ def gathered_trainable(model: nn.Module) -> dict[str, Tensor]:
     To be called by all processes at once. A tied tensor has the first of its names alone.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    gathered = get_model_state_dict(model, options=options)
+    gathered: dict[str, Any] = get_model_state_dict(model, options=options)
     tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
     return {name: value for name, value in gathered.items() if name not in tied}
 

@@ -57,7 +57,7 @@ def _fsdp_refusals(config: TrainingConfig) -> Iterator[str]:
         ("sampling_callbacks", bool(config.sampling_callbacks)),
     ):
         if is_used:
-            yield f"{option} cannot be had under FSDP, where one process alone cannot ask the model; unset it, or {alone}"
+            yield f"{option} cannot be had under FSDP, where no process has the whole model; unset it, or {alone}"
 
 
 def keep_losses_wide(accelerator: Accelerator) -> None:
