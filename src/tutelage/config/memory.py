@@ -1,9 +1,9 @@
 """How much memory a GPU needs for a run, from the config and the sizes of the model alone. Torch-free.
 
-    peak = what stays (weights, optimizer, teacher) + the largest of three phases (rollouts, loss and gradient, step)
+    peak = what stays (weights, optimizer, teacher) + the largest of four phases (rollouts, loss, backward, step)
 
-Bytes. Every sequence is taken to be as long as the config lets it be. Not counted: the CUDA context and libraries (about
-1 GB), and what an allocator cannot use between blocks. docs/scaling.md has a table of it, `tests` measure it.
+Bytes. Every sequence is taken to be as long as the config lets it be. Not counted: the CUDA context and libraries
+(about 1 GB), and what an allocator cannot use between blocks. docs/scaling.md has a table of it.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,10 @@ FOUR_BIT = 4.127 / 8
 MOMENT_BYTES = {"sgd": 0, "adafactor": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2}
 """Optimizer state for each trained number; of others the two float32 moments of Adam (arXiv:1412.6980)."""
 ADAM_MOMENTS = 2 * FLOAT
-CHUNK_LOGITS = 30_000_000
-"""Logits that the chunked head holds at once, at most (`losses.chunked`)."""
+ROW_CHUNK_LOGITS, ROW_COPIES = 2**24, 3
+BLOCK_CHUNK_LOGITS = 30_000_000
+"""Logits of a chunk of the head, at most, as `losses.chunked` has them: by rows, on a GPU, with log-probabilities and
+gradient beside them; by blocks of the vocabulary, on a CPU, once, and where the head is frozen not even that."""
 SAMPLED_AT_ONCE = 32
 KEY_VALUE_CACHE = 4 * 2**30
 """The most rows that are sampled at once, and the most bytes of their cache (`rollouts`)."""
@@ -98,8 +100,8 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Placement:
-    """gpus: that share the rows. sharding: what they share of the model. half: bfloat16 where the run takes it, as it does
-    on a GPU; a CPU has float32."""
+    """gpus: that share the rows. sharding: what they share of the model. half: bfloat16 where the run takes it, as on a
+    GPU; a CPU has float32 throughout."""
 
     gpus: int = 1
     sharding: Sharding = "none"
@@ -108,20 +110,26 @@ class Placement:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU. The first three stay; the others are phases, of which the largest counts."""
+    """Bytes of one GPU. The first three stay; the others come and go."""
 
     weights: float
     optimizer: float
     teacher: float
     gradients: float
     activations: float
+    one_layer: float
+    """Of the activations: all there is of them at the end of the backward pass."""
     head: float
     rollouts: float
     step: float
+    accumulates: bool
+    """Whether gradients of one micro-batch are there while the loss of the next is computed."""
 
     @property
     def peak(self) -> float:
-        phases = self.rollouts, self.gradients + self.activations + self.head, self.gradients + self.step
+        before = self.gradients if self.accumulates else 0.0
+        loss, backward, step = before + self.activations + self.head, self.gradients + self.one_layer, self.step
+        phases = self.rollouts, loss, backward, self.gradients + step
         return self.weights + self.optimizer + self.teacher + max(phases)
 
 
@@ -130,20 +138,23 @@ def memory_of(config: TrainingConfig, shape: ModelShape, place: Placement | None
     place = place or Placement()
     trained = shape.adapter(config.r, config.target_modules) if config.is_peft else shape.parameters
     states = 1 if place.sharding == "none" else place.gpus
-    whole = Memory(
+    memory = Memory(
         weights=_weights(config, shape, place, trained),
         optimizer=trained * MOMENT_BYTES.get(config.optim, ADAM_MOMENTS) / states,
         teacher=_teacher(config, shape, trained),
         gradients=trained * FLOAT * _gradient_copies(place) / states,
         activations=_activations(config, shape, place),
-        head=_head(config, shape),
+        one_layer=_tokens(config) * _of_a_layer(config, shape, place),
+        head=_head(config, shape, place),
         rollouts=_rollouts(config, shape, place),
         # Adam for many tensors at once has one more copy of what it trains; on a CPU it goes tensor by tensor.
         step=trained * FLOAT / states if place.half and MOMENT_BYTES.get(config.optim, 1) else 0.0,
+        accumulates=config.gradient_accumulation_steps > 1,
     )
-    return (
-        replace(whole, activations=whole.activations + _gathered(config, shape)) if place.sharding == "fsdp" else whole
-    )
+    if place.sharding != "fsdp":
+        return memory
+    gathered = _gathered(config, shape)
+    return replace(memory, activations=memory.activations + gathered, one_layer=memory.one_layer + gathered)
 
 
 def _weights(config: TrainingConfig, shape: ModelShape, place: Placement, trained: int) -> float:
@@ -206,22 +217,24 @@ def _of_a_layer(config: TrainingConfig, shape: ModelShape, place: Placement) -> 
     return 2 * norm + attention + gated + adapters
 
 
-def _head(config: TrainingConfig, shape: ModelShape) -> float:
-    """A chunk of logits with its gradient and, where the head is trained, the gradient of its weight until it is added.
+def _head(config: TrainingConfig, shape: ModelShape, place: Placement) -> float:
+    """A chunk of logits and, where the head is trained, the gradient of its weight until it is added.
 
     TRL's orpo forms all logits, in float32, and their log-probabilities and gradient.
     """
     logits = _tokens(config) * shape.vocabulary
     if config.loss == "orpo":
-        return 3 * FLOAT * logits
-    chunk = min(logits, CHUNK_LOGITS) * 2 * FLOAT
-    return chunk + (0 if config.is_peft else shape.vocabulary * shape.width * FLOAT)
+        return ROW_COPIES * FLOAT * logits
+    of_weight = 0 if config.is_peft else shape.vocabulary * shape.width * FLOAT
+    if place.half:
+        return min(logits, ROW_CHUNK_LOGITS) * ROW_COPIES * FLOAT + of_weight
+    return of_weight if config.is_peft else min(logits, BLOCK_CHUNK_LOGITS) * FLOAT + of_weight
 
 
 def _teacher(config: TrainingConfig, shape: ModelShape, trained: int) -> float:
-    """sdft: a float32 copy of what is trained, on the GPU or off it, and what it says of a step: hidden states, and, where
-    the head is trained, the head of each micro-batch. dpo, and grpo with a `beta`: a frozen model, which for an adapter
-    is the base with the adapter off."""
+    """sdft: a float32 copy of what is trained, on the GPU or off it, and what it says of a step: hidden states, and,
+    where the head is trained, the head of each micro-batch. dpo, and grpo with a `beta`: a frozen model, which for an
+    adapter is the base with the adapter off."""
     objective = config.objective
     if isinstance(objective, SdftConfig):
         copy = 0 if objective.teacher == "live" or objective.teacher_device == "cpu" else trained * FLOAT
