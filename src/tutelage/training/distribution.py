@@ -27,6 +27,10 @@ def check_distribution(config: TrainingConfig) -> None:
             "zero_stage: 3 takes the head's weight away where the loss reads it; set zero_stage: 2, or launch with "
             "FSDP, which shares weights out too (examples/accelerate/fsdp.yaml)"
         )
+    if config.rollout_backend == "vllm" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"rollout_backend: vllm samples in one process, not in {os.environ['WORLD_SIZE']}; set transformers"
+        )
     if fsdp_is_asked():
         for refusal in _fsdp_refusals(config):
             raise ConfigError(refusal)
