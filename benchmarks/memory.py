@@ -127,7 +127,7 @@ def _write(folder: Path, shape: ModelShape) -> None:
 
     from tests.tiny import tiny_tokenizer
 
-    tokenizer = tiny_tokenizer()
+    tokenizer: Any = tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,

@@ -10,7 +10,7 @@ from tutelage.config.memory import ModelShape
 
 TOLERANCE = 0.15
 PLAIN = ModelShape(4096, 512, 8, 1408, 8, 8, 64, tied=False)
-GROUPED = ModelShape(16_384, 512, 6, 1024, 8, 2, 64, tied=True)
+GROUPED = ModelShape(16_384, 384, 6, 1024, 6, 2, 64, tied=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps the peak of a process")

@@ -1,8 +1,8 @@
 """What every sampler of rollouts has to do, asked of ours and of vLLM's.
 
-vLLM needs a GPU. In its place stands a module of its names, which takes the arguments that vLLM documents and no others,
-reads base and adapter from where it is told, as vLLM does, and samples with our own `generate`. It shows that the
-sampler asks vLLM rightly, not that vLLM answers.
+vLLM needs a GPU. In its place stands a module of its names, which takes the arguments that vLLM documents and no
+others, reads base and adapter from where it is told, as vLLM does, and samples with our own `generate`. It shows that
+the sampler asks vLLM rightly, not that vLLM answers.
 """
 
 import sys
@@ -26,7 +26,7 @@ from tutelage.rollouts.vllm_sampler import Sampler, VllmSampler
 from tutelage.training.distribution import check_distribution
 
 TOKENIZER = tiny_tokenizer()
-EOS = TOKENIZER.eos_token_id
+EOS: int = TOKENIZER.eos_token_id  # pyright: ignore[reportAssignmentType]  # a list only where several were asked for
 PROMPTS = [[1, 100, 101], [1, 102], [1, 103, 104, 105, 106]]
 SEEDS = [11, 12, 13]
 
@@ -155,7 +155,8 @@ def test_what_a_sampler_does(make: Callable[[Any], Sampler], model: Any) -> None
     assert sampler(model, [], **options, seeds=[]) == []
 
     stop = first[2][1]
-    stopped = sampler(model, PROMPTS[2:], **(options | {"stop_ids": [EOS, stop]}), seeds=SEEDS[2:])
+    with_stop: dict[str, Any] = options | {"stop_ids": [EOS, stop]}
+    stopped = sampler(model, PROMPTS[2:], **with_stop, seeds=SEEDS[2:])
     assert stopped == [first[2][: first[2].index(stop) + 1]]  # with the token that ends it
 
     greedy = sampler(model, PROMPTS[:1], **options, temperature=0)
