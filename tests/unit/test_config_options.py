@@ -185,7 +185,7 @@ def test_unknown_objective_lists_those_there_are(loss: object) -> None:
         ({"lora_bias": "some"}, "lora_bias: 'some' does not fit; "),
         ({"test_file_eval_strategy": "often"}, "test_file_eval_strategy: 'often' does not fit; "),
         ({"report_to": ["tensorboard", "comet"]}, "report_to.1: 'comet' does not fit; "),
-        ({"rollout_backend": "vllm"}, "rollout_backend: 'vllm' does not fit; "),
+        ({"rollout_backend": "sglang"}, "rollout_backend: 'sglang' does not fit; "),
         ({"sampling_callbacks": [{"file": "p.jsonl", "every": 3}]}, "sampling_callbacks.0.every: 3 does not fit; "),
         ({"monitoring_directions": {"formal": {"a": "a.jsonl"}}}, "monitoring_directions.formal.b is missing; "),
         ({"sdft_ema_alpha": -0.1}, "sdft_ema_alpha: -0.1 does not fit; "),

@@ -20,7 +20,11 @@ from tutelage.experiments import load_experiment
 ROOT = Path(__file__).resolve().parents[2]
 OTHER_FILES = ("experiment.yaml", "suite.yaml", "questions.yaml", "stages.yaml")
 """YAML in examples that is no config of a run."""
-EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.name not in OTHER_FILES)
+LAUNCHES = ROOT / "examples" / "accelerate"
+"""Configs of `accelerate launch`, which `test_training_distribution.py` reads."""
+EXAMPLES = sorted(
+    path for path in (ROOT / "examples").rglob("*.yaml") if path.name not in OTHER_FILES and path.parent != LAUNCHES
+)
 EXPERIMENTS = sorted((ROOT / "examples").rglob("experiment.yaml"))
 """Tutelage's own. Axolotl's is a `.yml`, as is usual there, and runs in `tests/real_axolotl`."""
 BUILT_IN = "built in"

@@ -109,8 +109,8 @@ class TrainingConfig(BaseModel):
     seed: int = 3407
     beta: Annotated[float, Field(ge=0.0)] = 0.1
     """grpo: weight of the KL to the model before training, 0 for none; dpo: inverse temperature; orpo: its λ."""
-    rollout_backend: Literal["transformers"] = "transformers"
-    """What samples the student's rollouts."""
+    rollout_backend: Literal["transformers", "vllm"] = "transformers"
+    """What samples the student's rollouts; vllm for sdft with LoRA, in one process."""
 
     logging_steps: Positive = 1
     save_steps: Positive = 5000
@@ -188,6 +188,13 @@ class TrainingConfig(BaseModel):
         ):
             raise ValueError(
                 f"lora_bias: '{self.lora_bias}' trains biases of the model that {self.loss} compares with; set none"
+            )
+        if self.rollout_backend == "vllm" and not (
+            self.loss == "sdft" and self.is_peft and self.lora_bias == "none" and self.r <= 512
+        ):
+            raise ValueError(
+                "rollout_backend: vllm samples for sdft with LoRA (is_peft: true, lora_bias: none, r up to 512) only; "
+                "set transformers"
             )
         if self.loss == "dpo" and self.beta == 0.0:
             raise ValueError("beta: 0 leaves dpo no gradient; use a positive one, such as 0.1")

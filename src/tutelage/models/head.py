@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tutelage.losses import AnyHead, Head, IdentityHead
 from tutelage.models.gated_mlp import last_gated_layer_only_at
 from tutelage.models.inference import inference_mode_of
+from tutelage.models.sharding import inside_call_of
 from tutelage.models.wrappers import unwrapped
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ def head_forward(
 
     inputs: what the decoder takes: `input_ids`, `attention_mask`, `position_ids`. Where the head cannot be found,
     the hidden states are the logits themselves and the head is the identity. With places the last layer computes
-    nothing elsewhere that only it needs.
+    nothing elsewhere that only it needs. Of a sharded model a loss is to be a tensor or stand in a tuple: FSDP looks
+    for it there to learn when the backward pass begins.
     """
     attach_head(model)
     return model(**inputs, use_cache=False, head_function=function, head_place_N=place_N)
@@ -66,13 +68,18 @@ def attach_head(model: nn.Module) -> bool:
             return original(*args, **kwargs)
         # The number of items is for a loss of the model's own, which nobody asks for here.
         kwargs = {key: value for key, value in kwargs.items() if value is not None and key != "num_items_in_batch"}
-        if read_head is None:
+        reader = read_head
+        if reader is None:
             logits_BTV = original(*args, **kwargs).logits
             return head_function(_at(logits_BTV, head_place_N), IdentityHead(logits_BTV.shape[-1]))
         decoder: Any = causal_lm.base_model
         with last_gated_layer_only_at(decoder, head_place_N):
             hidden_BTD = decoder(*args, **kwargs).last_hidden_state
-        return head_function(_at(hidden_BTD, head_place_N), read_head())
+
+        def at_the_head(hidden_BTD: Tensor) -> Any:
+            return head_function(_at(hidden_BTD, head_place_N), reader())
+
+        return inside_call_of(causal_lm.get_output_embeddings(), at_the_head, hidden_BTD)
 
     causal_lm.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     causal_lm._tutelage_head_found = read_head is not None  # pyright: ignore[reportAttributeAccessIssue]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tutelage.models.branch_attention import BRANCHES, Branches
 from tutelage.models.inference import inference_mode_of
+from tutelage.models.sharding import is_sharded
 from tutelage.models.wrappers import unwrapped
 
 SHORTEST_SHARED = 8
@@ -81,6 +82,8 @@ def takes_trees(model: nn.Module) -> bool:
     of it has been run.
     """
     inner = unwrapped(model)
+    if is_sharded(model):  # the trial asks the decoder alone
+        return False
     if inner.device.type != "cpu" or inner.dtype not in (torch.float32, torch.float64):
         return False
     if getattr(inner.config, "_attn_implementation", None) not in ("sdpa", BRANCHES):

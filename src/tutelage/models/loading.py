@@ -25,6 +25,7 @@ from tutelage.errors import DataError, ModelError, OutputError
 from tutelage.models.adapted_linear import adapt_linear_layers
 from tutelage.models.gated_mlp import hold_less_of_gated_layers
 from tutelage.models.head import attach_head
+from tutelage.models.sharding import fsdp_is_asked
 from tutelage.models.target_modules import require_target_modules
 
 SMOLLM2 = "smollm2"
@@ -133,6 +134,13 @@ def load_frozen(name: str, *, load_in_4bit: bool = False) -> LoadedModel:
     return LoadedModel(model=model.eval(), tokenizer=tokenizer, source=base)
 
 
+def merged_on_cpu(source: str, adapter: Path, dtype: torch.dtype) -> Any:
+    """The model at `source` with the adapter of a folder merged into it, read anew: a sharded one cannot be merged."""
+    model, _ = _read_model(source, source, {"dtype": dtype})
+    with without_peft_deprecations():
+        return _read_adapter(model, str(adapter), is_trainable=False).merge_and_unload()
+
+
 def require_gpu_if_asked(config: TrainingConfig) -> None:
     """Raises ModelError where an option needs a GPU and there is none."""
     if config.load_in_4bit and not torch.cuda.is_available():
@@ -166,6 +174,8 @@ def _loading_arguments(frozen: bool, load_in_4bit: bool) -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {"dtype": torch.float32}
     half = torch.bfloat16 if torch.cuda.is_bf16_supported() and frozen else torch.float32
+    if fsdp_is_asked():  # a GPU is to hold its share, never the whole
+        return {"dtype": half}
     arguments: dict[str, Any] = {"dtype": half, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
     if load_in_4bit:
         if importlib.util.find_spec("bitsandbytes") is None:

@@ -7,6 +7,7 @@ from tutelage.config import TrainingConfig
 from tutelage.errors import ConfigError
 from tutelage.events import EventLog
 from tutelage.models import LoadedModel
+from tutelage.training.distribution import keep_losses_wide
 from tutelage.training.inputs import TrainingInputs
 from tutelage.training.run_trainer import RunTrainer
 
@@ -33,5 +34,8 @@ def trainer_class(loss: str) -> type[RunTrainer]:
 def build_trainer(
     config: TrainingConfig, inputs: TrainingInputs, loaded: LoadedModel, run: Path, events: EventLog
 ) -> RunTrainer:
-    """A trainer that writes to the folder `run`. Raises ConfigError for an optimizer or schedule that isn't known."""
-    return trainer_class(config.loss).build(config, inputs, loaded, run, events)
+    """A trainer that writes to the folder `run`. Raises ConfigError for an optimizer or schedule that isn't known, and
+    where FSDP is asked for and cannot be had."""
+    trainer = trainer_class(config.loss).build(config, inputs, loaded, run, events)
+    keep_losses_wide(trainer.accelerator)
+    return trainer

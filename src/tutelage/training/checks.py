@@ -6,7 +6,9 @@ from tutelage.config import TrainingConfig
 from tutelage.models.loading import base_of, require_gpu_if_asked
 from tutelage.models.target_modules import check_target_modules
 from tutelage.monitoring.checks import check_monitoring
+from tutelage.rollouts.vllm_sampler import require_vllm
 from tutelage.training.build import trainer_class
+from tutelage.training.distribution import check_distribution
 from tutelage.training.inputs import TrainingInputs, prepare_inputs
 from tutelage.training.optimization import check_optimization
 from tutelage.training.reward_check import check_reward
@@ -20,6 +22,9 @@ def checked_inputs(config: TrainingConfig, *, ask_reward: bool = True) -> Traini
     one of several processes an own reward waits until these are set up: it may ask for its rank, or load a model.
     Raises ConfigError, DataError, ModelError, TrainingError; writes nothing but the model cache.
     """
+    check_distribution(config)
+    if config.rollout_backend == "vllm":
+        require_vllm()
     trainer_class(config.loss)
     check_optimization(config)
     require_gpu_if_asked(config)

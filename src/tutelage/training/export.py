@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from tutelage.config import TrainingConfig
 from tutelage.errors import OutputError
 from tutelage.events import EventLog, Tag
 from tutelage.models import LoadedModel
+from tutelage.models.loading import merged_on_cpu
+from tutelage.models.sharding import gathered_trainable, is_sharded
 from tutelage.training.record import read_record
 from tutelage.training.run_trainer import RunTrainer
 
@@ -18,20 +21,22 @@ from tutelage.training.run_trainer import RunTrainer
 def export_model(config: TrainingConfig, trainer: RunTrainer, loaded: LoadedModel, run: Path) -> None:
     """Write `model/` (full fine-tuning, or the adapter merged) or `adapter/`; push it only if asked.
 
-    The folder appears by a rename when it is complete. Raises OutputError.
+    The folder appears by a rename when it is complete. To be called by all processes: of a sharded model each has a
+    part. Raises OutputError.
     """
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    gathered = gathered_trainable(model) if is_sharded(model) else None
     if not trainer.is_world_process_zero():
         return
     merge = not config.is_peft or config.merge_before_push
     target = run / ("model" if merge else "adapter")
     workplace = run / f".{target.name}"
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if config.is_peft and merge:
-        # Merged in a copy: merging in place and back would leave the run's own weights rounded.
-        model = copy.deepcopy(model).merge_and_unload()
     try:
+        if config.is_peft and merge:
+            model, gathered = _merged(model, gathered, loaded.source, workplace), None
         # The adapter in training only: dpo and grpo may have a frozen one beside it.
-        model.save_pretrained(workplace, **({} if merge else {"selected_adapters": [model.active_adapter]}))
+        which = {} if merge else {"selected_adapters": [model.active_adapter]}
+        model.save_pretrained(workplace, **which, **({} if gathered is None else {"state_dict": gathered}))
         _save_tokenizer(trainer.processing_class, workplace)
         (workplace / "chat_template.jinja").write_text(_chat_template(config, trainer), encoding="utf-8")
         (workplace / "README.md").write_text(model_card(config, loaded, trainer.events), encoding="utf-8")
@@ -44,6 +49,18 @@ def export_model(config: TrainingConfig, trainer: RunTrainer, loaded: LoadedMode
         ) from error
     if config.push_to_hub:
         _push(config, model, trainer)
+
+
+def _merged(model: Any, gathered: dict[str, Tensor] | None, source: str, workplace: Path) -> Any:
+    """In a copy: merging in place and back would leave the run's own weights rounded."""
+    if gathered is None:
+        return copy.deepcopy(model).merge_and_unload()
+    adapter = workplace.with_name(".adapter")
+    try:
+        model.save_pretrained(adapter, selected_adapters=[model.active_adapter], state_dict=gathered)
+        return merged_on_cpu(source, adapter, model.get_base_model().dtype)
+    finally:
+        shutil.rmtree(adapter, ignore_errors=True)
 
 
 def model_card(config: TrainingConfig, loaded: LoadedModel, events: EventLog) -> str:

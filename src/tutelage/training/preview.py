@@ -6,9 +6,13 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
+from transformers import AutoConfig
 
 from tutelage.config import TrainingConfig
+from tutelage.config.memory import GB, ModelShape, memory_of
 from tutelage.data.rows import DistillationRow, PreferenceRow, PromptRow, TokenRow
+from tutelage.errors import ConfigError
+from tutelage.models.loading import base_of
 from tutelage.training.checks import checked_inputs
 from tutelage.training.inputs import TrainingInputs
 from tutelage.training.reward_check import gold_text
@@ -30,6 +34,7 @@ def preview(config: TrainingConfig, console: Console) -> None:
         f"{share} per optimizer step and process, {size.steps} steps",
         highlight=False,
     )
+    _show_memory(config, inputs, console)
     if inputs.scores is not None and inputs.scores.of_gold is not None:
         console.print(gold_text(inputs.scores.of_gold), highlight=False)
     for warning in inputs.warnings:
@@ -43,6 +48,22 @@ def preview(config: TrainingConfig, console: Console) -> None:
         _show_preference(first, inputs, console)
     else:
         _show_tokens(first if isinstance(first, TokenRow) else first[0], inputs, console)
+
+
+def _show_memory(config: TrainingConfig, inputs: TrainingInputs, console: Console) -> None:
+    """Nothing for a model whose sizes are not those of a Llama."""
+    try:
+        sizes = AutoConfig.from_pretrained(base_of(inputs.source)).get_text_config().to_dict()
+        memory = memory_of(config, ModelShape.of(sizes))
+    except (ConfigError, OSError, ValueError):
+        return
+    parts = ("weights", "optimizer", "teacher", "gradients", "activations", "head", "rollouts")
+    sized = ((name, getattr(memory, name) / GB) for name in parts)
+    console.print(
+        f"[bold]Memory[/bold]\nabout {memory.peak / GB:.2g} GB on one GPU with rows of {config.max_seq_length} tokens: "
+        + ", ".join(f"{name} {size:.2g}" for name, size in sized if size),
+        highlight=False,
+    )
 
 
 def _show_tokens(row: TokenRow, inputs: TrainingInputs, console: Console) -> None:

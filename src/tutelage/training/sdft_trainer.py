@@ -25,6 +25,7 @@ from tutelage.losses import AnyHead, Divergence, Head, divergence_objective
 from tutelage.models import head_forward, inference_mode_of, lay_out, response_scores
 from tutelage.models.scoring import predicting_places
 from tutelage.rollouts import Teacher, TemplatePhrases, generate, rollout_seed
+from tutelage.rollouts.vllm_sampler import Sampler, VllmSampler
 from tutelage.training.base_trainer import BaseTrainer
 from tutelage.training.inputs import TrainingInputs
 from tutelage.training.run_trainer import SHOWN_ROLLOUTS
@@ -54,6 +55,9 @@ class SdftTrainer(BaseTrainer):
         self.stop_ids = set(stop_ids)
         self.tokenizer: Any = self.processing_class
         self.teacher = Teacher(self.model, objective)
+        self.generate: Sampler = generate
+        if self.config.rollout_backend == "vllm":
+            self.generate = VllmSampler(self.model, self.config.max_seq_length)
         self.phrases = TemplatePhrases(objective.demo_template)
         self.divergence = Divergence(
             kind=objective.divergence,
@@ -107,7 +111,7 @@ class SdftTrainer(BaseTrainer):
             for (row, _), seed in zip(requests, seeds, strict=True)
         ]
         wanted = [index for index, sampled in enumerate(on_policy) if sampled]
-        responses = generate(
+        responses = self.generate(
             self.model,
             [requests[index][0].prompt_ids for index in wanted],
             pad_token_id=self.tokenizer.pad_token_id,
