@@ -66,8 +66,10 @@ class ObjectStore:
                 if refusal is not None:
                     environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
                     status, code, message = refusal
-                    start(status, [("Content-Type", "application/xml")])
-                    return [f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()]
+                    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+                    body = b"" if method == "HEAD" else body
+                    start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+                    return [body]
             return app(environment, start)
 
         return answer

@@ -292,6 +292,9 @@ class Process:
     arguments: of the command `tutelage serve`, which has a worker beside it; without them there is none.
     """
 
+    patience = 2 * PATIENCE
+    """Seconds for its start."""
+
     def __init__(
         self,
         home: Path,
@@ -334,7 +337,7 @@ class Process:
                 return False
             return True
 
-        until(answers, "the process' start")
+        until(answers, "the process' start", self.patience)
         return self
 
     def api(self, token: str | None = None) -> Api:

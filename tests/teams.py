@@ -20,10 +20,14 @@ from tutelage.jobs.database import Database
 from tutelage.jobs.queue import LEASE_SECONDS, Queue
 
 PROCESSES = 2
+SEVERAL_BEGIN = 90.0
+"""Seconds for the start of all of them: each loads what a server needs, which is slow where many tests run."""
 
 
 class TeamProcess(Process):
     """The parent of the API processes. Who asks without a token is an administrator."""
+
+    patience = SEVERAL_BEGIN
 
     def __init__(self, home: Path, options: Mapping[str, Any], token: str) -> None:
         super().__init__(home, options)
@@ -71,7 +75,7 @@ class Team:
         self.process = TeamProcess(self.home, self.options, self.token)
         self.process.begun()
         self.options["port"] = self.port
-        until(lambda: len(self.listening()) == self.options["processes"], "all processes")
+        until(lambda: len(self.listening()) == self.options["processes"], "all processes", SEVERAL_BEGIN)
         return self
 
     def api(self, token: str | None = None) -> Api:
@@ -88,6 +92,11 @@ class Team:
         gone = secrets.choice(self.listening())
         os.kill(gone, signal.SIGKILL)
         return gone
+
+    def replaced(self, gone: int) -> None:
+        """Wait until another one is in the place of that."""
+        processes = self.options["processes"]
+        until(lambda: len(set(self.listening()) - {gone}) == processes, "another API process", SEVERAL_BEGIN)
 
     def close(self) -> None:
         if self.process is not None:

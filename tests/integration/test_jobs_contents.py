@@ -118,6 +118,8 @@ def test_a_store_that_refuses_leaves_no_record_and_nothing_here(
     ) as told:
         shelf.read(before.id)
     assert not isinstance(told.value, ContentGoneError)
+    with pytest.raises(StorageError, match="look whether the store is up"):
+        shelf.store.delete(shelf.organization, before.id)
     object_store.well()
     assert [file.id for file in shelf.store.list(shelf.organization)] == [before.id]
     assert (shelf.contents(), len(object_store.keys(bucket))) == ([], 1)

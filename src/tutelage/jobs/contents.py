@@ -58,6 +58,11 @@ class Contents:
             else:
                 self._put_whole(source, path)
 
+    def has(self, content_hash: str) -> bool:
+        """Whether it is there. Raises StorageError."""
+        with self._translated("read"):
+            return self._size(self._path(content_hash)) is not None
+
     @contextlib.contextmanager
     def open(self, content_hash: str) -> Generator[Iterator[bytes], None, None]:
         """A content part by part. Raises StorageError; ContentGoneError where the store is there and it is not."""

@@ -179,14 +179,15 @@ class FileStore:
     def delete(self, organization: str, file_id: str) -> None:
         """Remove a file, and its content if no other file has it.
 
-        Raises NotFoundError, and JobError where a job that is not done needs it.
+        Raises NotFoundError, JobError where a job that is not done needs it, and StorageError.
         """
         content = self._content_of(organization, file_id)
         with self._alone_with(content):
+            is_there = self.contents.has(content)  # a store that is away is told while the file can be deleted again
             self._delete_record(organization, file_id)
             # After the record: killed between the two, bytes are left that nobody needs, where the other way round a
             # record would be left without its bytes.
-            if self._is_unused(content):
+            if is_there and self._is_unused(content):
                 self.contents.remove(content)
 
     def _delete_record(self, organization: str, file_id: str) -> None:
