@@ -162,7 +162,7 @@ def test_secrets_under_another_key(database: Database, access: Access) -> None:
         Access(database, Fernet.generate_key()).environment(organization)
     assert Access(database, secrets.token_urlsafe(32).encode()).environment(access.organization("other")) == {}
     for key in (b"", b"short", b"x" * 44):
-        with pytest.raises(ConfigError, match="not 32 url-safe base64 bytes; python3 -c .* makes one"):
+        with pytest.raises(ConfigError, match=r"not 32 url-safe base64 bytes; python3 -c .* makes one"):
             Access(database, key)
 
 

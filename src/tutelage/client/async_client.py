@@ -151,6 +151,7 @@ class AsyncWorkers(_Calls):
     """See `Workers`."""
 
     list = _awaited(Workers.list)
+    demand = _awaited(Workers.demand)
     stop = _awaited(Workers.stop)
 
 
