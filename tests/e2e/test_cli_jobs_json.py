@@ -36,7 +36,7 @@ def commands() -> dict[str, Any]:
 def test_every_command_is_known_here() -> None:
     """A new one is added here, and with it somebody thinks of its JSON."""
     assert sorted(commands()) == sorted(
-        ["train", "compare", "demo", "eval", "exec", "chat", "serve", "worker", "backup", "restore"]
+        ["train", "compare", "demo", "eval", "exec", "chat", "serve", "worker", "cluster", "backup", "restore"]
         + [f"jobs {name}" for name in ("ls", "show", "logs", "cancel", "restart", "fetch", "explain", "submit")]
         + [f"files {name}" for name in ("upload", "ls", "get", "rm")]
         + [f"token {name}" for name in ("create", "ls", "revoke")]

@@ -71,6 +71,7 @@ CALLS: dict[str, Call] = {
     "GET /api/logs/{run_id}": Call(READ, ids=True),
     "POST /api/workers": Call(WORKER, WORKER_BODY),
     "GET /api/workers": Call(READ),
+    "GET /api/demand": Call(READ),
     "PATCH /api/workers/{worker_id}": Call(WORKER, {"cached_models": ["stolen"]}, ids=True),
     "POST /api/workers/{worker_id}/stop": Call(WORKER, {"reason": "stolen"}, ids=True),
     "POST /api/claims": Call(WORKER, {"worker_id": "{worker_id}", "run_id": "{new_run}"}, ids=True),
