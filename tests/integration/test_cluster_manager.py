@@ -150,6 +150,37 @@ def test_where_a_machine_takes_one_job_its_run_is_known_before(managed: Callable
     assert len(orders) == 2
 
 
+@pytest.mark.parametrize("one_job", [False, True])
+def test_a_job_that_is_claimed_while_the_manager_looks_gets_no_second_machine(
+    managed: Callable[..., Managed], one_job: bool
+) -> None:
+    """Between its two looks, whichever comes first."""
+    one = managed(one_job=one_job)
+    job = one.api.submit()
+    one.round()
+    machine = one.only_machine()
+    registered = None if one_job else one.comes_up(machine)
+    workers = one.client.workers
+    looks: list[str] = []
+
+    def looking(name: str, look: Callable[..., Any]) -> Callable[..., Any]:
+        def look_then_claim(*arguments: Any) -> Any:
+            seen = look(*arguments)
+            looks.append(name)
+            if len(looks) == 1:
+                worker, api = registered or one.comes_up(machine)
+                assert api.claim(worker, one.machinery.orders[0].run_id).json()["job"]["id"] == job["id"]
+            return seen
+
+        return look_then_claim
+
+    for name in ("list", "demand"):
+        setattr(workers, name, looking(name, getattr(workers, name)))
+    assert one.round().actions == []
+    assert sorted(looks) == ["demand", "list"]
+    assert one.only_machine() == machine
+
+
 def test_a_job_that_was_canceled_needs_its_machine_no_more(managed: Callable[..., Managed]) -> None:
     one = managed(one_job=True)
     job = one.api.submit()

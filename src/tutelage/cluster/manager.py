@@ -34,7 +34,6 @@ from tutelage.cluster.records import (
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.errors import NotFoundError, OutputError
 from tutelage.files import make_folder
-from tutelage.jobs.records import Demand
 from tutelage.jobs.requirements import Requirement
 
 GIVING_BACK_SECONDS = 30.0
@@ -101,11 +100,13 @@ class Manager:
 
     def round(self, *, act: bool = True) -> Round:
         """Look, plan and, if `act`, do it. Raises LauncherError and ServerError where nothing could be seen."""
-        found = self.launcher.found()
-        demand = self.client.workers.demand()
-        now = self._clock()
-        machines = self._there(found, now)
-        pending = _pending(demand)
+        found, now = self.launcher.found(), self._clock()
+        # A job may be claimed between the two looks. Where machines take any, it must not seem to wait while its
+        # machine is taken: it would get another. Where a machine takes one, that must not seem to start for nothing.
+        if self.launcher.one_job:
+            pending, machines = self._pending(), self._there(found, now)
+        else:
+            machines, pending = self._there(found, now), self._pending()
         actions = plan(pending, machines, self._limits, now)
         if act:
             there = {machine.id: machine for machine in machines.known}
@@ -148,6 +149,11 @@ class Manager:
             self._forgets = False
 
     # --- what there is --------------------------------------------------------------------------------------------
+
+    def _pending(self) -> list[PendingJob]:
+        demand = self.client.workers.demand()
+        requirements = {key: Requirement.from_json(conditions) for key, conditions in demand.requirements.items()}
+        return [PendingJob(job.id, requirements[job.requirement], job.queued_at) for job in demand.jobs]
 
     def _there(self, found: Iterable[Found], now: float) -> Machines:
         prefix = f"{self.settings.name}-"
@@ -266,11 +272,6 @@ class Manager:
         with suppress(NotFoundError):
             self._workers[machine_id] = worker = self.client.workers.stop(worker.id, f"the cluster: {reason}")
         return worker
-
-
-def _pending(demand: Demand) -> list[PendingJob]:
-    requirements = {key: Requirement.from_json(conditions) for key, conditions in demand.requirements.items()}
-    return [PendingJob(job.id, requirements[job.requirement], job.queued_at) for job in demand.jobs]
 
 
 def _lives(worker: Worker) -> bool:
