@@ -22,6 +22,7 @@ from tutelage.cluster.launchers.protocol import Found, LauncherError, NoCapacity
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.config.faults import checked
 from tutelage.errors import ConfigError
+from tutelage.jobs.masks import MASK, maskable
 
 
 def _imported() -> Any:
@@ -191,9 +192,8 @@ class RunPodLauncher:
 
     def _masked(self, text: object, secret: str) -> str:
         masked = str(text)[:300]
-        for hidden in (self._key, secret):
-            if hidden:
-                masked = masked.replace(hidden, "***")
+        for hidden in maskable([self._key, secret]):
+            masked = masked.replace(hidden, MASK)
         return masked
 
 
