@@ -11,7 +11,7 @@ from tutelage.cluster.opening import open_launcher
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.jobs.records import Scope
 
-PATIENCE = 90.0
+PATIENCE = 120.0
 """Seconds for what several processes have to start or end for."""
 
 

@@ -148,7 +148,7 @@ def status(api: Api, job: dict[str, Any]) -> str:
     return api.ok("GET", f"/api/jobs/{job['id']}")["status"]
 
 
-def ended(api: Api, job: dict[str, Any], *statuses: str) -> dict[str, Any]:
+def ended(api: Api, job: dict[str, Any], *statuses: str, patience: float = PATIENCE) -> dict[str, Any]:
     """The job once it has one of these statuses and nobody runs it any more."""
     wanted = statuses or ("completed", "failed", "canceled")
 
@@ -156,7 +156,7 @@ def ended(api: Api, job: dict[str, Any], *statuses: str) -> dict[str, Any]:
         found = api.ok("GET", f"/api/jobs/{job['id']}")
         return found if found["status"] in wanted and found["run_id"] is None else None
 
-    return until(look, f"the end of {job['id']} as {wanted}")
+    return until(look, f"the end of {job['id']} as {wanted}", patience)
 
 
 def runs(api: Api, job: dict[str, Any]) -> list[dict[str, Any]]:

@@ -193,7 +193,7 @@ def test_two_processes_train_over_ray_what_one_trains_here(managed: Managed, api
     launched = "python -m torch.distributed.run --standalone --nproc-per-node 2 -m tutelage train run.yaml"
     settings = "ACCELERATE_USE_CPU=true GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1"
     job = api.submit(entrypoint=f"{settings} {launched}", mounted_files=mounted)
-    assert ended(api, job)["status"] == "completed", log(api, job)
+    assert ended(api, job, patience=PATIENCE)["status"] == "completed", log(api, job)
     managed.client.jobs.retrieve(job["id"]).download(tmp_path / "fetched")
     (folder,) = (tmp_path / "fetched").rglob("two")
     assert_same_steps(trained_weights(one), trained_weights(Run.open(folder)), trained_weights(one_step_less))
