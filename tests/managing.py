@@ -1,9 +1,11 @@
 """A manager of machines in a thread of the test, between a real server and a real launcher."""
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests import workers
 from tests.served import Served
 from tutelage.client import OpenWeights
 from tutelage.cluster.manager import Manager
@@ -13,6 +15,8 @@ from tutelage.jobs.records import Scope
 
 PATIENCE = 120.0
 """Seconds for what several processes have to start or end for."""
+ended = partial(workers.ended, patience=PATIENCE)
+word = partial(workers.word, patience=PATIENCE)
 
 
 class Managed:

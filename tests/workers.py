@@ -174,14 +174,14 @@ def log(api: Api, job: dict[str, Any], attempt: int = -1) -> str:
     return api("GET", f"/api/logs/{found[attempt]['id']}").text if found else ""
 
 
-def word(api: Api, job: dict[str, Any], name: str, attempt: int = -1) -> str:
+def word(api: Api, job: dict[str, Any], name: str, attempt: int = -1, patience: float = PATIENCE) -> str:
     """What the job printed behind `NAME=`, once it is there."""
 
     def look() -> str:
         lines = log(api, job, attempt).splitlines(keepends=True)
         return next((line[len(name) + 1 : -1] for line in lines if line.startswith(f"{name}=") and "\n" in line), "")
 
-    return until(look, f"{name}= in the log of {job['id']}")
+    return until(look, f"{name}= in the log of {job['id']}", patience)
 
 
 def is_alive(pid: int | str) -> bool:

@@ -12,11 +12,11 @@ import yaml
 
 from tests.integration.test_worker_faults import free_port
 from tests.invariant.test_batch_split import assert_same_steps
-from tests.managing import PATIENCE, Managed
+from tests.managing import PATIENCE, Managed, ended, word
 from tests.ray_nodes import RayNodes
 from tests.served import Api, Served, served, until
 from tests.small_runs import run_small, small_config, trained_weights
-from tests.workers import ended, is_alive, log, runs, status, word
+from tests.workers import is_alive, log, runs, status
 from tutelage import Run
 
 SECURE_NODE, COMMUNITY_NODE = "127.0.0.2", "127.0.0.3"
@@ -193,7 +193,7 @@ def test_two_processes_train_over_ray_what_one_trains_here(managed: Managed, api
     launched = "python -m torch.distributed.run --standalone --nproc-per-node 2 -m tutelage train run.yaml"
     settings = "ACCELERATE_USE_CPU=true GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1"
     job = api.submit(entrypoint=f"{settings} {launched}", mounted_files=mounted)
-    assert ended(api, job, patience=PATIENCE)["status"] == "completed", log(api, job)
+    assert ended(api, job)["status"] == "completed", log(api, job)
     managed.client.jobs.retrieve(job["id"]).download(tmp_path / "fetched")
     (folder,) = (tmp_path / "fetched").rglob("two")
     assert_same_steps(trained_weights(one), trained_weights(Run.open(folder)), trained_weights(one_step_less))

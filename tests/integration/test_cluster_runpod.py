@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("runpod", reason="pip install 'tutelage[runpod]'; make test-older has it")
 
-from tests.managing import PATIENCE, Managed
+from tests.managing import PATIENCE, Managed, ended, word
 from tests.runpod_server import GPU, KEY, Pod, RunPodServer, refusal, runpod_server, worker_of
 from tests.served import Api, Served, served, until
-from tests.workers import ended, is_alive, log, runs, status, word
+from tests.workers import is_alive, log, runs, status
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "echo id=$$; while [ ! -e {go} ]; do sleep 0.05; done; echo over"
