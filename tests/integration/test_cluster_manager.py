@@ -106,6 +106,13 @@ class Managed:
         (machine_id,) = self.machinery.there
         return machine_id
 
+    def with_a_worker(self) -> tuple[str, str, Api]:
+        """A machine that was started for a new job and has come up; see `comes_up`."""
+        self.api.submit()
+        self.round()
+        machine = self.only_machine()
+        return machine, *self.comes_up(machine)
+
     def tokens(self) -> set[str]:
         """Names of machines that may come in."""
         return {one.name for one in self.client.tokens.list() if one.revoked_at is None and one.name != "test"}
@@ -308,10 +315,7 @@ def test_a_machine_that_ends_by_itself_is_cleaned_up(managed: Callable[..., Mana
 
 def test_a_silent_worker_is_replaced(managed: Callable[..., Managed]) -> None:
     one = managed(silent_seconds=60)
-    one.api.submit()
-    one.round()
-    first = one.only_machine()
-    worker, api = one.comes_up(first)
+    first, worker, api = one.with_a_worker()
     assert api.claim(worker).status_code == 200
     one.round()
     one.later = 61
@@ -364,10 +368,7 @@ def test_an_idle_machine_that_got_a_job_meanwhile_leaves_after_it(managed: Calla
 
 def test_workers_whose_machine_the_launcher_has_lost_count_until_they_end(managed: Callable[..., Managed]) -> None:
     one = managed(max_workers=1)
-    one.api.submit()
-    one.round()
-    machine = one.only_machine()
-    worker, api = one.comes_up(machine)
+    machine, worker, api = one.with_a_worker()
     assert api.claim(worker).status_code == 200
     one.machinery.there.clear()
     one.api.submit()
@@ -430,10 +431,7 @@ def test_machines_that_cannot_be_given_back_are_named(managed: Callable[..., Man
 
 def test_a_worker_gives_its_job_back_before_its_token_is_revoked(managed: Callable[..., Managed]) -> None:
     one = managed(max_cost=1, start_seconds=100_000)
-    one.api.submit()
-    one.round()
-    machine = one.only_machine()
-    worker, api = one.comes_up(machine)
+    machine, worker, api = one.with_a_worker()
     run = api.claim(worker).json()["run_id"]
     one.machinery.change(machine, ended="taken back")
     one.round()

@@ -88,6 +88,7 @@ def processes(
 def test_a_worker_that_is_killed(
     server: Any, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
+    """What has to be true is asserted there: the same for a team."""
     test_worker_killed.test_a_worker_that_is_killed(server, api, tmp_path, monkeypatch, step)
 
 
@@ -95,6 +96,7 @@ def test_a_worker_that_is_killed(
 def test_a_request_that_is_cut_off_and_an_answer_that_is_lost(
     api: Api, cable: Cable, tmp_path: Path, step: str
 ) -> None:
+    """What has to be true is asserted there: the same for a team."""
     test_worker_network.test_a_request_that_is_cut_off_and_an_answer_that_is_lost(api, cable, tmp_path, step)
 
 
