@@ -381,10 +381,16 @@ def test_no_tensor_of_all_logits():
         measured = loss_and_gradients(loss, hidden)
     with Recorder() as dense:
         loss = reverse_kl(plain_logits(hidden, weight), plain_logits(teacher, weight)).mean()
-        expected = loss_and_gradients(loss, hidden)
+        in_one_piece = loss_and_gradients(loss, hidden)
     assert chunked.largest == 2 * chunk_size * vocabulary
     assert dense.largest >= positions * vocabulary
-    assert_close(measured, expected, rtol=1e-4, atol=1e-6)
+    # How a processor adds up 150,000 products in float32 decides the fifth digit, of both ways alike.
+    exact = hidden.detach().double().requires_grad_()
+    loss = reverse_kl(plain_logits(exact, weight.double()), plain_logits(teacher.double(), weight.double())).mean()
+    value, gradient = loss_and_gradients(loss, exact)
+    for found in (measured, in_one_piece):
+        assert_close(found[0].double(), value, rtol=1e-4, atol=0)
+        assert_close(found[1].double(), gradient, rtol=0, atol=5e-4 * gradient.abs().max().item())
 
 
 def test_default_chunk_is_bounded_for_a_large_vocabulary():
