@@ -1,6 +1,8 @@
 """Settings for every test: no network, few threads, no deadlines on a busy machine."""
 
 import os
+import sys
+from collections.abc import Generator
 from typing import Any
 
 # Before torch and tokenizers are imported; child processes inherit them. Torch itself stays unimported here, so
@@ -21,12 +23,32 @@ settings.load_profile("tutelage")
 
 pytest_plugins = ["tests.databases", "tests.object_stores", "tests.served"]  # fixtures: SQLite, PostgreSQL, S3, servers
 
+_LINES_OF_AN_END = 12
 _ends: list[str] = []
 """What ended one of the processes of this session before its time: pytest-xdist says so far above its last lines."""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Reports go to the first process of the session, whose connection takes no lone surrogates: one in a log that a
+    test captured would end the session. `str` makes plain text of its subclasses, which it does not take either."""
+    return _plain((yield))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return str(value.encode("utf-8", "backslashreplace"), "utf-8")
+    if isinstance(value, dict):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    return type(value)(_plain(one) for one in value) if isinstance(value, list | tuple) else value
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_internalerror(excrepr: object) -> None:
-    _ends.append(str(excrepr))
+    test = os.environ.get("PYTEST_CURRENT_TEST", "between tests")
+    _ends.append(f"{test}\n{excrepr}")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # its own word may not arrive at the first process
+        print("\n".join(["", "ended before its time:", *_last_lines(_ends[-1])]), file=sys.__stderr__)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -37,5 +59,11 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 
 def pytest_unconfigure() -> None:
-    for end in reversed(_ends[:2]):  # what came first at the very end, where a log that is cut still has it
-        print("\n".join(["", "ended before its time:", *end.splitlines()[-12:]]))
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        for end in reversed(_ends[:2]):  # what came first at the very end, where a log that is cut still has it
+            print("\n".join(["", "ended before its time:", *_last_lines(end)]))
+
+
+def _last_lines(end: str) -> list[str]:
+    first, *lines = end.encode("utf-8", "backslashreplace").decode().splitlines()
+    return [first, *lines[-_LINES_OF_AN_END:]]

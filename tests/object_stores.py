@@ -13,6 +13,8 @@ import pytest
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "of-the-store", "AWS_SECRET_ACCESS_KEY": "of-the-store-too"}
 DENIED = ("403 Forbidden", "InvalidAccessKeyId", "The key is not known here.")
 BUSY = ("503 Service Unavailable", "ServiceUnavailable", "Too much to do.")
+_PATIENCE = 60.0
+"""Seconds; the first request has moto load all that S3 needs."""
 BROKEN = ("500 Internal Server Error", "InternalError", "Something is broken.")
 
 
@@ -32,14 +34,14 @@ class ObjectStore:
     def bucket(self) -> str:
         """A new one; its name."""
         name = f"bucket-{secrets.token_hex(6)}"
-        assert httpx.put(f"{self.url}/{name}", trust_env=False).status_code == 200
+        assert httpx.put(f"{self.url}/{name}", trust_env=False, timeout=_PATIENCE).status_code == 200
         return name
 
     def keys(self, bucket: str) -> list[str]:
         """What is in a bucket."""
         import re
 
-        answer = httpx.get(f"{self.url}/{bucket}?list-type=2", trust_env=False)
+        answer = httpx.get(f"{self.url}/{bucket}?list-type=2", trust_env=False, timeout=_PATIENCE)
         return re.findall("<Key>([^<]*)</Key>", answer.text)
 
     def well(self) -> None:

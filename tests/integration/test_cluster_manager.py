@@ -11,6 +11,7 @@ import pytest
 
 from tests.served import Api, Served, served
 from tutelage.client import OpenWeights
+from tutelage.client.errors import ServerError
 from tutelage.cluster import manager
 from tutelage.cluster.launchers.protocol import Found, LauncherError, NoCapacityError, Order
 from tutelage.cluster.manager import Manager, Round
@@ -112,6 +113,10 @@ class Managed:
         self.round()
         machine = self.only_machine()
         return machine, *self.comes_up(machine)
+
+    def is_stopped(self, worker: str) -> bool:
+        found = self.api.ok("GET", "/api/workers")["data"]
+        return next(one["stopped_at"] for one in found if one["id"] == worker) is not None
 
     def tokens(self) -> set[str]:
         """Names of machines that may come in."""
@@ -292,6 +297,9 @@ def test_an_order_in_the_launchers_queue_may_take_as_long_as_it_takes(managed: C
     one.round()
     assert one.only_machine() == machine
     one.machinery.change(machine, is_queued=False, started_at=one.clock())
+    one.later = 10_099
+    one.round()
+    assert one.only_machine() == machine
     one.later = 10_101
     one.round()
     assert one.machinery.there == {}
@@ -375,8 +383,10 @@ def test_workers_whose_machine_the_launcher_has_lost_count_until_they_end(manage
     seen = one.round()
     assert [known.id for known in seen.machines.known] == [machine]
     assert one.machinery.there == {}
-    api.ok("POST", f"/api/workers/{worker}/stop", {"reason": "over"})
+    assert f"{machine}: the launcher knows no such machine; its worker claims nothing more" in one.said
+    assert one.is_stopped(worker)
     assert one.round().machines.known != ()  # it has its job still
+    assert sum("knows no such machine" in text for text in one.said) == 1
     run = one.api.ok("GET", "/api/runs", params={"worker_id": worker})["data"][0]
     api.finish(run["id"])
     one.round()
@@ -400,6 +410,7 @@ def test_a_stop_that_fails_is_tried_again_and_said_once(managed: Callable[..., M
     one.round()
     assert one.tokens() == set()
     assert sum(f"{machine}: ends:" in text for text in one.said) == 1
+    assert [failed.times for failed in one.manager.history.failures.values()] == [1]
 
 
 def test_a_manager_after_another_goes_on_with_its_machines(managed: Callable[..., Managed]) -> None:
@@ -549,3 +560,154 @@ def test_what_cannot_be_written_down_stops_nothing(managed: Callable[..., Manage
     assert len(one.machinery.there) == 1
     (complaint,) = [text for text in one.said if "cannot be written" in text]
     assert complaint.endswith("until then spending and failed starts are known to this manager alone")
+
+
+def test_a_machine_with_less_memory_than_its_line_is_for_jobs_that_fit_it(managed: Callable[..., Managed]) -> None:
+    """Its job would wait beside it for ever, or it would be bought again and again."""
+    one = managed(idle_seconds=50, silent_seconds=1000)
+    large = one.api.submit(requires_vram_gb=48)
+    one.round()
+    machine = one.only_machine()
+    worker, api = one.comes_up(machine, vram_gb=47, ignore_vram=False)
+    assert api.claim(worker).status_code == 204
+    (hold,) = one.round().actions
+    assert isinstance(hold, Hold)
+    assert hold.reason == "nothing in the catalogue is what they need, or has a price for their cloud type"
+    said = f"{machine}: is 1x A40 with 47 GB of GPU memory, and the catalogue has 1x A40 with 48 GB"
+    assert [text.partition(";")[0] for text in one.said if "the catalogue has" in text] == [said]
+    small = one.api.submit(requires_vram_gb=40)
+    assert api.claim(worker).json()["job"]["id"] == small["id"]
+    one.api.ok("POST", f"/api/jobs/{small['id']}/cancel")
+    api.finish(one.api.ok("GET", "/api/runs", params={"job_id": small["id"]})["data"][0]["id"])
+    one.round()
+    one.later = 51
+    one.round()
+    one.round()
+    assert one.machinery.there == {}
+    assert len(one.machinery.orders) == 1
+    assert one.api.ok("GET", f"/api/jobs/{large['id']}")["status"] == "pending"
+
+
+def test_jobs_are_held_to_what_workers_call_their_hardware(managed: Callable[..., Managed]) -> None:
+    one = managed()
+    job = one.api.submit(allowed_hardware=["1x A40"])
+    one.round()
+    worker, api = one.comes_up(one.only_machine(), hardware="1x A40-48Q")
+    assert [type(action) for action in one.round().actions] == [Hold]
+    one.api.ok("POST", f"/api/jobs/{job['id']}/cancel")
+    job = one.api.submit(allowed_hardware=["1x A40-48Q"])
+    assert one.round().actions == []
+    assert api.claim(worker).json()["job"]["id"] == job["id"]
+
+
+def test_names_that_only_begin_like_a_machines_are_left_alone(managed: Callable[..., Managed]) -> None:
+    """People's tokens, those of a cluster with a longer name, and a worker that is called after its host."""
+    one = managed()
+    others = {"test-manager", "test-eu-0123456789", "test-0123456789"}
+    for name in others - {"test-0123456789"}:
+        one.client.tokens.create(name, ["worker", "read"])
+    one.client.tokens.create("test-0123456789", ["admin"])
+    worker = one.api.worker("test-host")
+    one.later = 1000
+    assert one.round().machines.known == ()
+    one.manager.stop_all()
+    assert one.tokens() == others
+    assert not one.is_stopped(worker)
+
+
+def test_a_token_that_could_not_be_revoked_is_revoked_later(managed: Callable[..., Managed]) -> None:
+    one = managed()
+    one.api.submit()
+    one.machinery.fails["start"] = NoCapacityError("nothing left")
+    revoke = one.client.tokens.revoke
+
+    def away(token_id: str) -> Any:
+        raise ServerError("the server is away")
+
+    one.client.tokens.revoke = away  # type: ignore[method-assign] - the moment in between
+    with pytest.raises(ServerError):
+        one.round()
+    one.client.tokens.revoke = revoke  # type: ignore[method-assign]
+    one.later = 1000
+    one.round(act=False)
+    one.manager.stop_all()
+    assert one.tokens() == set()
+
+
+def test_a_server_that_was_away_heard_nobody(managed: Callable[..., Managed], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machines are well. Those that stay silent are replaced after the usual time, counted from its return."""
+    one = managed(silent_seconds=120)
+    machine, worker, api = one.with_a_worker()
+    assert api.claim(worker).status_code == 200
+    one.round()
+    one.later = 500
+
+    def away(*_: Any) -> Any:
+        raise ServerError("the server is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one.client.workers, "list", away)
+        with pytest.raises(ServerError):
+            one.round()
+    one.round()
+    assert one.only_machine() == machine
+    one.later = 619
+    one.round()
+    assert one.only_machine() == machine
+    one.later = 621
+    one.round()
+    assert machine not in one.machinery.there
+
+
+def test_a_manager_whose_clock_is_ahead_stops_nobody(managed: Callable[..., Managed]) -> None:
+    one = managed(silent_seconds=120, start_seconds=100_000)
+    one.later = 3600
+    machine, _, _ = one.with_a_worker()
+    one.round()
+    one.renew()
+    one.round()
+    assert one.only_machine() == machine
+
+
+def test_what_was_spent_before_all_are_stopped_is_kept(managed: Callable[..., Managed]) -> None:
+    """The manager was killed on Friday, and on Monday somebody stops all: 60 hours at $0.40."""
+    one = managed(start_seconds=1_000_000)
+    one.api.submit()
+    one.round()
+    one.later = 60 * 3600
+    one.renew()
+    one.manager.stop_all()
+    one.renew()
+    assert one.manager.history.spent == pytest.approx(24, rel=1e-3)
+
+
+def test_a_machine_that_was_up_before_says_nothing_of_what_failed_since(managed: Callable[..., Managed]) -> None:
+    one = managed()
+    one.with_a_worker()
+    one.round()
+    one.api.submit()
+    one.api.submit()
+    one.machinery.fails["start"] = NoCapacityError("nothing left")
+    one.round()
+    del one.machinery.fails["start"]
+    one.renew()
+    assert [type(action) for action in one.round().actions] == [Hold]
+    assert len(one.machinery.orders) == 1
+
+
+def test_hardware_that_is_refused_keeps_no_other_from_starting(managed: Callable[..., Managed]) -> None:
+    lines = [{"name": "1x A40", "secure": 0.4}, {"name": "2x A100", "secure": 4}]
+    one = managed(hardware=lines)
+    start = one.machinery.start
+
+    def refuses(order: Order) -> None:
+        if order.start.tier.hardware == "2x A100":
+            raise NoCapacityError("the network volume is in another data center")
+        start(order)
+
+    one.machinery.start = refuses  # type: ignore[method-assign] - of one line only
+    for hardware in ("2x A100", "1x A40", "1x A40"):
+        one.api.submit(allowed_hardware=[hardware], requires_vram_gb=0)
+    one.round()
+    assert len(one.machinery.there) == 2
+    assert one.tokens() == one.machinery.there.keys()

@@ -6,9 +6,10 @@ finds its machines. Where either of the two does not answer, nothing is done.
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tutelage.client.openweights import OpenWeights
 from tutelage.client.results import Worker
 from tutelage.cluster.history import load_history
 from tutelage.cluster.launchers.protocol import Found, Launcher, LauncherError, NoCapacityError, Order
-from tutelage.cluster.machine_tokens import MachineTokens
+from tutelage.cluster.machine_tokens import MachineTokens, is_machine_id, new_machine_id
 from tutelage.cluster.plan import plan
 from tutelage.cluster.records import (
     Action,
@@ -74,7 +75,8 @@ class Manager:
         self._workers: dict[str, Worker] = {}
         self._tokens = MachineTokens(client, settings.name, self._limits.start_seconds)
         self._said: dict[Group, str] = {}
-        self._came_up: set[str] = set()
+        self._came_up: set[str] | None = None
+        self._heard: dict[str, tuple[datetime, float]] = {}
         self._stopped: set[str] = set()
         self._forgets = False
 
@@ -101,19 +103,28 @@ class Manager:
     def round(self, *, act: bool = True) -> Round:
         """Look, plan and, if `act`, do it. Raises LauncherError and ServerError where nothing could be seen."""
         found, now = self.launcher.found(), self._clock()
-        # A job may be claimed between the two looks. Where machines take any, it must not seem to wait while its
-        # machine is taken: it would get another. Where a machine takes one, that must not seem to start for nothing.
-        if self.launcher.one_job:
-            pending, machines = self._pending(), self._there(found, now)
-        else:
-            machines, pending = self._there(found, now), self._pending()
+        try:
+            pending, machines = self._looked(found, now)
+        except ServerError:
+            self._heard.clear()  # while the server is away it hears nobody
+            raise
         actions = plan(pending, machines, self._limits, now)
         if act:
             there = {machine.id: machine for machine in machines.known}
+            self._end_strays(there.keys() - {one.machine_id for one in found})
             self._do(actions, there, now)
             self._tokens.revoke_those_of_nobody(there.keys(), now)
             self._remember()
         return Round(len(pending), machines, actions)
+
+    def _looked(self, found: Collection[Found], now: float) -> tuple[list[PendingJob], Machines]:
+        # A job may be claimed between the two looks. Where machines take any, it must not seem to wait while its
+        # machine is taken: it would get another. Where a machine takes one, that must not seem to start for nothing.
+        if self.launcher.one_job:
+            pending = self._pending()
+            return pending, self._there(found, now)
+        machines = self._there(found, now)
+        return self._pending(), machines
 
     def stop_all(self) -> None:
         """Give every machine back at once; jobs that run on them are given back too. Raises LauncherError, also where
@@ -129,6 +140,7 @@ class Manager:
             if not there or time.monotonic() > end:
                 break
             time.sleep(GIVING_BACK_SECONDS / 100)
+        self._remember()
         left = {found.machine_id for found in self.launcher.found()}
         self._tokens.revoke_all_but(left)
         if left:
@@ -155,12 +167,13 @@ class Manager:
         requirements = {key: Requirement.from_json(conditions) for key, conditions in demand.requirements.items()}
         return [PendingJob(job.id, requirements[job.requirement], job.queued_at) for job in demand.jobs]
 
-    def _there(self, found: Iterable[Found], now: float) -> Machines:
-        prefix = f"{self.settings.name}-"
+    def _there(self, found: Collection[Found], now: float) -> Machines:
         # Of workers that have the same name, as after a restart of the machine, the one heard from last.
         for worker in reversed(self.client.workers.list(MOST_WORKERS_LISTED)):
-            if worker.name.startswith(prefix):
+            if is_machine_id(worker.name, self.settings.name):
                 self._workers[worker.name] = worker
+        if self._came_up is None:  # what was up before this manager says nothing of a tier that failed since
+            self._came_up = set(self._workers)
         known = [self._machine(one, self._workers.get(one.machine_id), now) for one in found]
         ids = {machine.id for machine in known}
         self.history.count(sum(machine.cost_per_hour for machine in known), now)
@@ -169,6 +182,7 @@ class Manager:
         ids = {machine.id for machine in known}
         self._came_up &= ids
         self._stopped &= ids
+        self._heard = {name: heard for name, heard in self._heard.items() if name in ids}
         self._workers = {name: worker for name, worker in self._workers.items() if name in ids}
         self._since = {key: since for key, since in self._since.items() if key[0] in ids}
         return Machines(tuple(known), dict(self.history.failures), self.history.spent)
@@ -182,16 +196,18 @@ class Manager:
         )
         if found.is_queued:
             since = now
-        if worker is not None and found.machine_id not in self._came_up:
-            self._came_up.add(found.machine_id)
-            self.history.started(found.tier)
+        if worker is not None:
+            self._learn(found.tier.hardware, worker)
+            if self._came_up is not None and found.machine_id not in self._came_up:
+                self._came_up.add(found.machine_id)
+                self.history.started(found.tier)
         return Machine(
             found.machine_id,
             found.group,
             found.tier,
             state,
             since,
-            worker.last_seen_at.timestamp() if worker is not None else None,
+            self._last_heard(worker, now) if worker is not None else None,
             found.cost_per_hour,
             found.job_id if self.launcher.one_job else None,
             reason,
@@ -202,9 +218,40 @@ class Manager:
         group = Group(worker.cloud_type, UNKNOWN_GROUP, ())
         tier = Tier(worker.hardware, worker.cloud_type)
         since = self._since.setdefault((worker.name, MachineState.LEAVING), now)
-        return Machine(worker.name, group, tier, MachineState.LEAVING, since, worker.last_seen_at.timestamp())
+        return Machine(worker.name, group, tier, MachineState.LEAVING, since, self._last_heard(worker, now))
+
+    def _last_heard(self, worker: Worker, now: float) -> float:
+        """When this manager first saw the server's time of the worker's last word: the two clocks may differ, and a
+        server that was away heard nobody."""
+        known = self._heard.get(worker.name)
+        if known is None or known[0] != worker.last_seen_at:
+            self._heard[worker.name] = known = (worker.last_seen_at, now)
+        return known[1]
+
+    def _learn(self, name: str, worker: Worker) -> None:
+        """What a machine turns out to be decides what its line of the catalogue is for. Otherwise jobs would wait
+        beside it that it cannot claim, with nobody saying why, or it would be bought again and again."""
+        line = next((one for one in self._limits.hardware if one.name == name), None)
+        if line is None:
+            return
+        vram_gb = line.vram_gb if line.ignore_vram else min(line.vram_gb, worker.vram_gb)
+        if (worker.hardware, vram_gb) == (line.known_as or name, line.vram_gb):
+            return
+        self._say(
+            f"{worker.name}: is {worker.hardware} with {worker.vram_gb:g} GB of GPU memory, and the catalogue has "
+            f"{name} with {line.vram_gb:g} GB; it is for jobs that fit the machine from now on: mend the catalogue"
+        )
+        learned = replace(line, known_as=worker.hardware, vram_gb=vram_gb)
+        lines = tuple(learned if one is line else one for one in self._limits.hardware)
+        self._limits = replace(self._limits, hardware=lines)
 
     # --- what is done ---------------------------------------------------------------------------------------------
+
+    def _end_strays(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self._workers[name].stopped_at is None:
+                self._say(f"{name}: the launcher knows no such machine; its worker claims nothing more")
+                self._stop_worker(name, "its machine is not known any more")
 
     def _do(self, actions: Iterable[Action], machines: Mapping[str, Machine], now: float) -> None:
         may_start = True
@@ -226,7 +273,7 @@ class Manager:
 
     def _start(self, start: Start, now: float) -> bool:
         """Whether the launcher takes more."""
-        machine_id = f"{self.settings.name}-{secrets.token_hex(5)}"
+        machine_id = new_machine_id(self.settings.name)
         order = Order(
             machine_id,
             start,
@@ -250,14 +297,15 @@ class Manager:
         return True
 
     def _stop(self, stop: Stop, machine: Machine, now: float) -> None:
-        if stop.machine_id not in self._stopped:
+        is_first = stop.machine_id not in self._stopped
+        if is_first:
             self._say(f"{stop.machine_id}: ends: {stop.reason}")
             self._stopped.add(stop.machine_id)
         worker = self._stop_worker(stop.machine_id, stop.reason)
         if machine.state is MachineState.IDLE and worker is not None and worker.run_id is not None:
             self._say(f"{stop.machine_id}: has got a job meanwhile and leaves after it")
             return
-        if stop.failed_start:
+        if stop.failed_start and is_first:
             self.history.failed(machine.tier, now)
         try:
             self.launcher.stop(stop.machine_id)

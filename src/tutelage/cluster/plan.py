@@ -59,7 +59,7 @@ def group_of(requirement: Requirement, limits: Limits) -> Group:
 def _fits(requirement: Requirement, hardware: Hardware) -> bool:
     allowed, prices = requirement.allowed_hardware, hardware.prices
     return (
-        (allowed is None or hardware.name in allowed)
+        (allowed is None or (hardware.known_as or hardware.name) in allowed)
         and (hardware.ignore_vram or requirement.requires_vram_gb <= hardware.vram_gb)
         and any(one in prices for one in TIERS_OF[requirement.cloud_type])
     )

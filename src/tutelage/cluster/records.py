@@ -101,7 +101,8 @@ class Hardware:
     """A line of the catalogue: what can be started.
 
     name: as in `allowed_hardware`. prices: US dollars an hour, by cloud type; what has none cannot be had. most: how
-    many at once. ignore_vram: its workers take jobs whatever memory they ask for.
+    many at once. ignore_vram: its workers take jobs whatever memory they ask for. known_as: what its workers call it,
+    where they have another name for it; that is what jobs are held to.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Hardware:
     vram_gb: float = 0.0
     most: int | None = None
     ignore_vram: bool = False
+    known_as: str | None = None
 
 
 LADDER_SECONDS = (30.0, 60.0, 120.0, 300.0, 900.0, 1800.0)

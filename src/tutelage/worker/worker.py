@@ -212,11 +212,9 @@ class Worker:
         run_id, self._first_run_id = self._first_run_id or _new_run_id(), None
         pause = FIRST_PAUSE_SECONDS
         while self._stopping is None:
-            wait = LONGEST_WAIT_SECONDS
-            if self.settings.max_idle is not None:
-                wait = min(wait, self._idle_since + self.settings.max_idle - time.monotonic())
-                if wait < 0:
-                    return None
+            wait = min(LONGEST_WAIT_SECONDS, self._idle_left())
+            if wait < 0:
+                return None
             try:
                 asked = self._persist(partial(self._ask, run_id, wait))
             except FencedError:  # an answer was lost, and the run with it
@@ -267,9 +265,19 @@ class Worker:
             else:
                 self._reach.reached()
                 return answer
-            if not self._sleep(pause):
+            if self._idle_left() < 0:  # a machine that costs money must not wait for a server that is gone
+                self._stopping = self._stopping or "it reached no server for longer than --max-idle"
+                if self.id is None:
+                    self._say(f"the worker ends: {self._stopping}")
+                return None
+            if not self._sleep(min(pause, max(self._idle_left(), 0.01))):
                 return None
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _idle_left(self) -> float:
+        """Seconds until the worker has been without a job for too long."""
+        most = self.settings.max_idle
+        return float("inf") if most is None else self._idle_since + most - time.monotonic()
 
     def _sleep(self, seconds: float) -> bool:
         """Whether the worker may go on after it."""

@@ -100,11 +100,11 @@ def arguments(
     order: Order, settings: ClusterSettings, options: RunPodOptions, hardware: PodHardware, now: float
 ) -> dict[str, Any]:
     """Of `runpod.create_pod`, without those that are unset. now: seconds since the epoch."""
-    tier, image = order.start.tier, order.start.group.image
+    tier, image = order.start.tier, image_of(order, settings, options)
     own = {"TUTELAGE_URL": order.url, "TUTELAGE_API_KEY": order.token, TAGS: tags(settings.name, order, now)}
     given: dict[str, Any] = {
         "name": order.machine_id,
-        "image_name": image or settings.default_image or ("" if options.template else options.image),
+        "image_name": image or "",
         "gpu_type_id": hardware.gpu_type,
         "gpu_count": 1 if hardware.gpu_type is None else int(tier.hardware.partition("x ")[0]),
         "cloud_type": tier.cloud_type.value,
@@ -124,6 +124,12 @@ def arguments(
         "instance_id": hardware.instance,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def image_of(order: Order, settings: ClusterSettings, options: RunPodOptions) -> str | None:
+    """The image of a pod; None, that of the template."""
+    named = order.start.group.image or settings.default_image
+    return named or (None if options.template else options.image)
 
 
 # --- tags ---------------------------------------------------------------------------------------------------------
@@ -229,5 +235,8 @@ def _install(options: RunPodOptions, seconds: float) -> str:
 
 
 def _worker(order: Order, settings: ClusterSettings, options: RunPodOptions) -> list[str]:
+    """It stands for the image the pod has, also where its group needs none: jobs of other images are not for it."""
     idle = settings.idle_seconds + options.alone_seconds
-    return [options.python, "-m", "tutelage", "worker", *worker_command(order), "--max-idle", f"{idle:.0f}"]
+    image = image_of(order, settings, options) or f"template:{options.template}"
+    told = worker_command(order, image=image)
+    return [options.python, "-m", "tutelage", "worker", *told, "--max-idle", f"{idle:.0f}"]

@@ -16,7 +16,7 @@ class LauncherError(TutelageError):
 
 
 class NoCapacityError(LauncherError):
-    """A machine of this tier cannot be had now: it rests."""
+    """A machine of this tier cannot be had now, sold out or refused, and none was made: it rests."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,15 @@ class Launcher(Protocol):
         ...
 
 
-def worker_command(order: Order, cloud_type: CloudType | None = None) -> list[str]:
-    """Options of `tutelage worker` on the machine. cloud_type: that it has; unset, that of its tier."""
+def worker_command(order: Order, cloud_type: CloudType | None = None, image: str | None = None) -> list[str]:
+    """Options of `tutelage worker` on the machine. cloud_type: that it has; unset, that of its tier. image: that it
+    runs; unset, that of its group, and with neither the worker takes jobs of any image."""
     start = order.start
+    image = image or start.group.image
     command = ["--name", order.machine_id, "--cloud-type", (cloud_type or start.tier.cloud_type).value]
     command += ["--cost-per-hour", f"{start.cost_per_hour:g}"]
-    if start.group.image is not None:
-        command += ["--image", start.group.image]
+    if image is not None:
+        command += ["--image", image]
     if order.ignore_vram:
         command += ["--ignore-vram"]
     if order.run_id is not None:

@@ -8,6 +8,7 @@ the truth, so that a head that is started anew loses nothing. Not here: starting
 import json
 import re
 import shlex
+import time
 from typing import Annotated, Any
 
 import requests
@@ -84,6 +85,7 @@ class RayLauncher:
             ) from error
         self._client: JobSubmissionClient | None = None
         self._withdrawn: set[str] = set()
+        self._placed_at: dict[str, float] = {}
 
     def found(self) -> list[Found]:
         """See `Launcher`. Jobs for which Ray found no place in its time are forgotten: the next plan asks again."""
@@ -98,7 +100,14 @@ class RayLauncher:
                     self._withdrawn.add(name)
         except _FAILURES as error:
             raise self._away(error) from error
-        return [_found(job) for name, job in ours.items() if name not in self._withdrawn]
+        # Of a job that runs Ray tells when it was submitted, and not when it got its place.
+        placed = [name for name, job in ours.items() if job.status is not JobStatus.PENDING]
+        self._placed_at = {name: self._placed_at.get(name, time.time()) for name in placed}
+        return [
+            _found(job, self._placed_at.get(name, time.time()))
+            for name, job in ours.items()
+            if name not in self._withdrawn
+        ]
 
     def start(self, order: Order) -> None:
         """See `Launcher`. Ray queues what finds no node; a job that cannot start says so when it is looked at."""
@@ -190,7 +199,7 @@ class RayLauncher:
         }
 
 
-def _found(job: JobDetails) -> Found:
+def _found(job: JobDetails, started_at: float) -> Found:
     tags = job.metadata or {}
     cloud_type, image, hardware = json.loads(tags[GROUP])
     tier, tier_type = json.loads(tags[TIER])
@@ -199,7 +208,7 @@ def _found(job: JobDetails) -> Found:
         Group(CloudType(cloud_type), image, tuple(hardware)),
         Tier(tier, CloudType(tier_type)),
         float(tags[COST]),
-        (job.start_time or 0) / 1000,
+        started_at,
         tags[JOB],
         _end_of(job),
         is_queued=job.status is JobStatus.PENDING,

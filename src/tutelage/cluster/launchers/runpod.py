@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import requests
 
@@ -40,13 +41,12 @@ def _imported() -> Any:
 
 runpod = _imported()
 
+_API_VARIABLE = "RUNPOD_API_BASE_URL"
+"""Of the package: where RunPod is, if it is not RunPod's own."""
 UNLISTED_SECONDS = 60.0
 """How long a pod that was just created may be missing from RunPod's list."""
-_SOLD_OUT = re.compile(
-    r"no (longer any )?instances? (is |are )?(currently )?available|not enough free gpus|does not have the resources",
-    re.IGNORECASE,
-)
-"""How RunPod says that a machine cannot be had now."""
+_BUSY = re.compile(r"too many requests|rate.?limit|try again|timed? ?out|internal (server )?error", re.IGNORECASE)
+"""How a service says that it is not the order it refuses."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,13 @@ class RunPodLauncher:
         return [known.found for known in listed.values()]
 
     def start(self, order: Order) -> None:
-        """See `Launcher`."""
+        """See `Launcher`. Raises ConfigError for an address of the server that no pod reaches."""
+        where = urlsplit(order.url).hostname or ""
+        if (where in ("localhost", "::1") or where.startswith("127.")) and _API_VARIABLE not in os.environ:
+            raise ConfigError(f"url: {order.url} is this machine itself, which no pod reaches; give the server's 'url'")
         hardware = self._hardware[order.start.tier.hardware]
         given = arguments(order, self._settings, self._options, hardware, time.time())
-        with self._answering(f"create a pod for {order.start.tier}", order.token):
+        with self._answering(f"create a pod for {order.start.tier}", order.token, NoCapacityError):
             pod = self._create(given, hardware.bid_per_gpu)
             if pod is None:
                 raise NoCapacityError("RunPod gives no machine for it")
@@ -156,10 +159,13 @@ class RunPodLauncher:
                 raise error from None
 
     @contextmanager
-    def _answering(self, what: str, secret: str = "") -> Generator[None, None, None]:
-        """Whatever the package raises, as a LauncherError without API key and secret. what: is asked of RunPod."""
+    def _answering(
+        self, what: str, secret: str = "", refused: type[LauncherError] = LauncherError
+    ) -> Generator[None, None, None]:
+        """Whatever the package raises, as a LauncherError without API key and secret. what: is asked of RunPod.
+        refused: where it says no to this."""
         runpod.api_key = self._key
-        where = os.environ.get("RUNPOD_API_BASE_URL", "https://api.runpod.io")
+        where = os.environ.get(_API_VARIABLE, "https://api.runpod.io")
         try:
             yield
         except LauncherError:
@@ -170,7 +176,7 @@ class RunPodLauncher:
                 f"read and write pods"
             ) from None
         except runpod.error.QueryError as error:
-            kind = NoCapacityError if _SOLD_OUT.search(str(error)) else LauncherError
+            kind = LauncherError if _BUSY.search(str(error)) else refused
             refusal = f"RunPod at {where} refuses to {what}: {self._masked(error, secret)}"
             raise kind(refusal) from None  # the error has the whole query with the token
         except requests.JSONDecodeError as error:
