@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -127,6 +128,26 @@ def test_what_waits_in_rays_queue_is_taken_out_when_it_is_canceled(managed: Mana
     until(lambda: waiting["id"] not in [one.job_id for one in launcher.found()], "its end at Ray", PATIENCE)
     (tmp_path / "go").touch()
     assert [ended(api, job)["status"] for job in running] == ["completed"] * 2
+
+
+def test_what_waited_in_rays_queue_has_all_its_time_to_start(managed: Managed, api: Api, tmp_path: Path) -> None:
+    """Ray tells when a job was submitted, which says nothing of how long its worker takes to come up."""
+    running = [submit(api, LONG.format(go=tmp_path / "go")) for _ in range(2)]
+    for job in running:
+        word(api, job, "id")
+    waiting = submit(api, LONG.format(go=tmp_path / "then"))
+    launcher = managed.launcher
+    until(lambda: waiting["id"] in [one.job_id for one in launcher.found() if one.is_queued], "the third at Ray")
+    free = time.time()
+    (tmp_path / "go").touch()
+    placed = until(
+        lambda: [one for one in launcher.found() if one.job_id == waiting["id"] and not one.is_queued],
+        "a place",
+        PATIENCE,
+    )
+    assert placed[0].started_at > free
+    (tmp_path / "then").touch()
+    assert [ended(api, job)["status"] for job in (*running, waiting)] == ["completed"] * 3
 
 
 def test_the_job_of_a_node_that_is_lost_is_done_on_another_one(

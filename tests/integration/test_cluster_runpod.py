@@ -152,6 +152,27 @@ def test_a_pod_that_nobody_stops_removes_itself(
     assert pods.removed == [(pods.created[0].id, "runpodctl" if with_command else "tutelage")]
 
 
+@pytest.mark.parametrize("has_registered", [True, False])
+def test_a_pod_whose_server_is_gone_removes_itself(
+    pods: RunPodServer, migrated_sqlite: Path, tmp_path: Path, has_registered: bool
+) -> None:
+    """The machine with server and manager was shut down: nobody is left who could stop the pod."""
+    pods.slow = not has_registered
+    with served(tmp_path / "gone", migrated=migrated_sqlite) as running:
+        managed = manage(running, tmp_path, options={"alone_seconds": 2}, idle_seconds=1)
+        running.api().submit(entrypoint="echo done", cloud_type="SECURE" if has_registered else "ALL")
+        if has_registered:
+            worker_of(pods)
+        else:
+            until(lambda: pods.created, "a pod", PATIENCE)
+        managed.stop()
+    if not has_registered:
+        pods.begin(pods.created[0])
+    all_end(pods)
+    assert len(pods.removed) == 1
+    assert "the worker ends: " in pods.created[0].output
+
+
 def test_a_pod_that_cannot_install_removes_itself_and_its_tier_rests(
     managing: Any, pods: RunPodServer, api: Api
 ) -> None:

@@ -5,13 +5,14 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import delete
 
-from tests.served import Api, Served, until
+from tests.served import Api, Served, served, until
 from tests.workers import Working, api, ended, events, log, runs, server, status, word, working
 from tutelage.client.errors import ConnectionFailed
 from tutelage.client.results import ClaimedJob
@@ -164,6 +165,20 @@ def test_max_idle(server: Served, api: Api, tmp_path: Path) -> None:
     assert "no job for longer than --max-idle" in running.said[-1]
     stopped = api.ok("GET", "/api/workers")["data"]
     assert next(one for one in stopped if one["id"] in running.said[0])["status"] == "stopped"
+
+
+def test_max_idle_counts_while_nobody_answers(migrated_sqlite: Path, tmp_path: Path) -> None:
+    """Before it registered, and after. A machine that costs money must not wait for a server that is gone."""
+    with ExitStack() as stack:
+        with served(tmp_path / "server", migrated=migrated_sqlite) as there:
+            url = there.url
+            running = stack.enter_context(working(url, tmp_path / "first", max_idle=1.5))
+            until(lambda: running.worker.id)
+        assert running.ended() == 0
+    assert running.said[-1] == "the worker ends: it reached no server for longer than --max-idle"
+    with working(url, tmp_path / "second", max_idle=0.3) as running:
+        assert running.ended() == 0
+    assert running.said[-1] == "the worker ends: it reached no server for longer than --max-idle"
 
 
 def test_a_run_that_is_kept(server: Served, api: Api, tmp_path: Path) -> None:

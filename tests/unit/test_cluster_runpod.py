@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,31 @@ def test_a_pod_without_a_gpu_is_of_an_instance(server: RunPodServer) -> None:
     assert "--image its/image:2" in script_of(pod.given["dockerArgs"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "image"),
+    [
+        ({}, "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"),
+        ({"options": {"image": "me/torch:2"}}, "me/torch:2"),
+        ({"options": {"template": "tpl1"}}, "template:tpl1"),
+        ({"default_image": "our/image:1"}, "our/image:1"),
+    ],
+    ids=["package's", "option", "template", "default"],
+)
+def test_the_worker_stands_for_the_image_of_its_pod(server: RunPodServer, changes: dict[str, Any], image: str) -> None:
+    """Of a group that needs none: it would take jobs of any image, and run them in this one."""
+    launcher(**changes).start(order())
+    assert f" --image {image} " in script_of(server.created[0].given["dockerArgs"])
+
+
+def test_an_address_that_no_pod_reaches_is_refused(server: RunPodServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNPOD_API_BASE_URL")
+    given = replace(order(), url="http://localhost:8000")
+    with pytest.raises(
+        ConfigError, match=r"url: http://localhost:8000 is this machine itself.*give the server's 'url'"
+    ):
+        launcher().start(given)
+
+
 def test_the_command_is_bash_without_anything_to_replace(server: RunPodServer) -> None:
     """Quotes, dollars and backslashes of options are inside base64; and what is in there is a valid script."""
     cluster = launcher(options={"install": ["tutelage @ https://a.example/x?y=1&z='$2\"", "b"]}, start_seconds=77)
@@ -122,7 +148,7 @@ def test_the_command_is_bash_without_anything_to_replace(server: RunPodServer) -
     script = script_of(command)
     subprocess.run(["bash", "-n"], input=script.encode(), check=True)
     assert "if timeout 77 python3 -m pip install --retries 10 'tutelage @ https" in script
-    assert "--cost-per-hour 0.8 --max-idle 2100 &" in script  # idle_seconds 300 and alone_seconds 1800
+    assert " --max-idle 2100 &" in script  # idle_seconds 300 and alone_seconds 1800
 
 
 # --- what is found ------------------------------------------------------------------------------------------------
@@ -212,7 +238,9 @@ FAULTS: list[tuple[Fault, type[LauncherError], str]] = [
     (Fault(503, "{}"), LauncherError, "makes no sense when it was asked to create a pod"),
     (Fault(200, '{"data": null}'), LauncherError, "makes no sense"),
     (Fault(401), LauncherError, "does not take the API key in RUNPOD_API_KEY; give one that may read and write pods"),
-    (refusal(f"syntax error near {TOKEN} of {KEY}"), LauncherError, r"near \*\*\* of \*\*\*"),
+    (refusal(f"syntax error near {TOKEN} of {KEY}"), NoCapacityError, r"near \*\*\* of \*\*\*"),
+    (refusal("the network volume is in another data center"), NoCapacityError, "refuses .*another data center"),
+    (refusal("Something went wrong. Please try again later"), LauncherError, "refuses to create .*try again later"),
 ]
 
 

@@ -45,7 +45,7 @@ _API_VARIABLE = "RUNPOD_API_BASE_URL"
 """Of the package: where RunPod is, if it is not RunPod's own."""
 UNLISTED_SECONDS = 60.0
 """How long a pod that was just created may be missing from RunPod's list."""
-_BUSY = re.compile(r"too many requests|rate.?limit|try again|timed? ?out|internal (server )?error", re.IGNORECASE)
+_BUSY = re.compile(r"too many requests|rate.?limit|something went wrong|internal (server )?error", re.IGNORECASE)
 """How a service says that it is not the order it refuses."""
 
 
