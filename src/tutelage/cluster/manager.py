@@ -1,4 +1,5 @@
-"""The loop that keeps machines matched to the queue: look, plan, act. Not here: the plan, and how machines start.
+"""The loop that keeps machines matched to the queue: look, plan, act. Not here: how both looks become one (`watch.py`),
+the plan, and how machines start.
 
 Everything it needs to know is at the launcher and at the server, so a manager that was killed is followed by one that
 finds its machines. Where either of the two does not answer, nothing is done.
@@ -9,7 +10,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tutelage.client.openweights import OpenWeights
 from tutelage.client.results import Worker
 from tutelage.cluster.history import load_history
 from tutelage.cluster.launchers.protocol import Found, Launcher, LauncherError, NoCapacityError, Order
-from tutelage.cluster.machine_tokens import MachineTokens, is_machine_id, new_machine_id
+from tutelage.cluster.machine_tokens import MachineTokens, new_machine_id
 from tutelage.cluster.plan import plan
 from tutelage.cluster.records import (
     Action,
@@ -30,9 +30,9 @@ from tutelage.cluster.records import (
     PendingJob,
     Start,
     Stop,
-    Tier,
 )
 from tutelage.cluster.settings import ClusterSettings
+from tutelage.cluster.watch import Watch
 from tutelage.errors import NotFoundError, OutputError
 from tutelage.files import make_folder
 from tutelage.jobs.requirements import Requirement
@@ -40,7 +40,6 @@ from tutelage.jobs.requirements import Requirement
 GIVING_BACK_SECONDS = 30.0
 """How long a worker may take to end its job and give it back."""
 MOST_WORKERS_LISTED = 5000
-UNKNOWN_GROUP = "of another manager"
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,11 @@ class Manager:
     ) -> None:
         self.settings, self.launcher, self.client = settings, launcher, client
         self._say, self._clock = say, clock
-        self._limits = settings.limits(one_job=launcher.one_job)
         self._path = folder / "history.json"
         self.history = load_history(self._path)
-        self._since: dict[tuple[str, MachineState], float] = {}
-        self._workers: dict[str, Worker] = {}
-        self._tokens = MachineTokens(client, settings.name, self._limits.start_seconds)
+        self._watch = Watch(settings.name, settings.limits(one_job=launcher.one_job), self.history, say)
+        self._tokens = MachineTokens(client, settings.name, settings.start_seconds)
         self._said: dict[Group, str] = {}
-        self._came_up: set[str] | None = None
-        self._heard: dict[str, tuple[datetime, float]] = {}
         self._stopped: set[str] = set()
         self._forgets = False
 
@@ -106,9 +101,9 @@ class Manager:
         try:
             pending, machines = self._looked(found, now)
         except ServerError:
-            self._heard.clear()  # while the server is away it hears nobody
+            self._watch.server_was_away()
             raise
-        actions = plan(pending, machines, self._limits, now)
+        actions = plan(pending, machines, self._watch.limits, now)
         if act:
             there = {machine.id: machine for machine in machines.known}
             self._end_strays(there.keys() - {one.machine_id for one in found})
@@ -162,94 +157,21 @@ class Manager:
 
     # --- what there is --------------------------------------------------------------------------------------------
 
+    def _there(self, found: Collection[Found], now: float) -> Machines:
+        there = self._watch.look(found, self.client.workers.list(MOST_WORKERS_LISTED), now)
+        self._stopped &= {machine.id for machine in there.known}
+        return there
+
     def _pending(self) -> list[PendingJob]:
         demand = self.client.workers.demand()
         requirements = {key: Requirement.from_json(conditions) for key, conditions in demand.requirements.items()}
         return [PendingJob(job.id, requirements[job.requirement], job.queued_at) for job in demand.jobs]
 
-    def _there(self, found: Collection[Found], now: float) -> Machines:
-        # Of workers that have the same name, as after a restart of the machine, the one heard from last.
-        for worker in reversed(self.client.workers.list(MOST_WORKERS_LISTED)):
-            if is_machine_id(worker.name, self.settings.name):
-                self._workers[worker.name] = worker
-        if self._came_up is None:  # what was up before this manager says nothing of a tier that failed since
-            self._came_up = set(self._workers)
-        known = [self._machine(one, self._workers.get(one.machine_id), now) for one in found]
-        ids = {machine.id for machine in known}
-        self.history.count(sum(machine.cost_per_hour for machine in known), now)
-        strays = [worker for name, worker in self._workers.items() if name not in ids and _lives(worker)]
-        known += [self._stray(worker, now) for worker in strays]
-        ids = {machine.id for machine in known}
-        self._came_up &= ids
-        self._stopped &= ids
-        self._heard = {name: heard for name, heard in self._heard.items() if name in ids}
-        self._workers = {name: worker for name, worker in self._workers.items() if name in ids}
-        self._since = {key: since for key, since in self._since.items() if key[0] in ids}
-        return Machines(tuple(known), dict(self.history.failures), self.history.spent)
-
-    def _machine(self, found: Found, worker: Worker | None, now: float) -> Machine:
-        state, reason = _state(found, worker, ends_by_itself=self.launcher.one_job)
-        since = (
-            found.started_at
-            if state is MachineState.STARTING
-            else self._since.setdefault((found.machine_id, state), now)
-        )
-        if found.is_queued:
-            since = now
-        if worker is not None:
-            self._learn(found.tier.hardware, worker)
-            if self._came_up is not None and found.machine_id not in self._came_up:
-                self._came_up.add(found.machine_id)
-                self.history.started(found.tier)
-        return Machine(
-            found.machine_id,
-            found.group,
-            found.tier,
-            state,
-            since,
-            self._last_heard(worker, now) if worker is not None else None,
-            found.cost_per_hour,
-            found.job_id if self.launcher.one_job else None,
-            reason,
-        )
-
-    def _stray(self, worker: Worker, now: float) -> Machine:
-        """A worker of this cluster whose machine the launcher does not have: it ends, and counts until it has."""
-        group = Group(worker.cloud_type, UNKNOWN_GROUP, ())
-        tier = Tier(worker.hardware, worker.cloud_type)
-        since = self._since.setdefault((worker.name, MachineState.LEAVING), now)
-        return Machine(worker.name, group, tier, MachineState.LEAVING, since, self._last_heard(worker, now))
-
-    def _last_heard(self, worker: Worker, now: float) -> float:
-        """When this manager first saw the server's time of the worker's last word: the two clocks may differ, and a
-        server that was away heard nobody."""
-        known = self._heard.get(worker.name)
-        if known is None or known[0] != worker.last_seen_at:
-            self._heard[worker.name] = known = (worker.last_seen_at, now)
-        return known[1]
-
-    def _learn(self, name: str, worker: Worker) -> None:
-        """What a machine turns out to be decides what its line of the catalogue is for. Otherwise jobs would wait
-        beside it that it cannot claim, with nobody saying why, or it would be bought again and again."""
-        line = next((one for one in self._limits.hardware if one.name == name), None)
-        if line is None:
-            return
-        vram_gb = line.vram_gb if line.ignore_vram else min(line.vram_gb, worker.vram_gb)
-        if (worker.hardware, vram_gb) == (line.known_as or name, line.vram_gb):
-            return
-        self._say(
-            f"{worker.name}: is {worker.hardware} with {worker.vram_gb:g} GB of GPU memory, and the catalogue has "
-            f"{name} with {line.vram_gb:g} GB; it is for jobs that fit the machine from now on: mend the catalogue"
-        )
-        learned = replace(line, known_as=worker.hardware, vram_gb=vram_gb)
-        lines = tuple(learned if one is line else one for one in self._limits.hardware)
-        self._limits = replace(self._limits, hardware=lines)
-
     # --- what is done ---------------------------------------------------------------------------------------------
 
     def _end_strays(self, names: Iterable[str]) -> None:
         for name in names:
-            if self._workers[name].stopped_at is None:
+            if self._watch.workers[name].stopped_at is None:
                 self._say(f"{name}: the launcher knows no such machine; its worker claims nothing more")
                 self._stop_worker(name, "its machine is not known any more")
 
@@ -314,29 +236,12 @@ class Manager:
 
     def _stop_worker(self, machine_id: str, reason: str) -> Worker | None:
         """Let the machine's worker claim nothing more; as it is after that."""
-        worker = self._workers.get(machine_id)
+        worker = self._watch.workers.get(machine_id)
         if worker is None:
             return None
         with suppress(NotFoundError):
-            self._workers[machine_id] = worker = self.client.workers.stop(worker.id, f"the cluster: {reason}")
+            self._watch.workers[machine_id] = worker = self.client.workers.stop(worker.id, f"the cluster: {reason}")
         return worker
-
-
-def _lives(worker: Worker) -> bool:
-    return worker.stopped_at is None or worker.run_id is not None
-
-
-def _state(found: Found, worker: Worker | None, *, ends_by_itself: bool) -> tuple[MachineState, str | None]:
-    """By what launcher and server say; and why, where it is lost. ends_by_itself: the machine, after its worker."""
-    if found.ended is not None:
-        return MachineState.LOST, found.ended
-    if worker is None:
-        return MachineState.STARTING, None
-    if not _lives(worker) and not ends_by_itself:
-        return MachineState.LOST, f"its worker has ended ({worker.reason or 'without a word'})"
-    if worker.stopped_at is not None:
-        return MachineState.LEAVING, None
-    return (MachineState.BUSY if worker.run_id is not None else MachineState.IDLE), None
 
 
 def describe(action: Action) -> str:
