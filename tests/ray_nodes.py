@@ -54,20 +54,26 @@ class RayNodes:
         self._start(name, [*options, f"--labels={given}"])
         until(lambda: address in (self._alive() or []), f"node {name}", START_PATIENCE)
 
-    def kill(self, name: str) -> None:
-        """All its processes at once, those of its jobs too, as when a machine is lost."""
-        process = self.processes.pop(name)
-        with suppress(psutil.NoSuchProcess):
-            there = psutil.Process(process.pid).children(recursive=True)
-            for one in [*there, process]:
-                with suppress(psutil.NoSuchProcess):
-                    one.kill()
-            psutil.wait_procs(there, 10)
-        process.wait()
+    def kill(self, *names: str) -> None:
+        """All their processes at once, those of their jobs too, as when machines are lost.
+
+        First all are listed: a node whose head is gone ends by itself, and its jobs would be nobody's children then.
+        """
+        ended = [self.processes.pop(name) for name in names]
+        there: list[psutil.Process] = []
+        for process in ended:
+            with suppress(psutil.NoSuchProcess):
+                first = psutil.Process(process.pid)
+                there += [first, *first.children(recursive=True)]
+        for one in there:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(there, 10)
+        for process in ended:
+            process.wait()
 
     def close(self) -> None:
-        for name in list(self.processes):
-            self.kill(name)
+        self.kill(*self.processes)
 
     def output(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
