@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from sqlalchemy import select
 
 from tests.databases import WAITING_SECONDS, Scene, in_threads, new_organization, submission
 from tutelage.errors import ConfigError, DataError, JobError, NotFoundError, StorageError
+from tutelage.jobs.contents import UNFINISHED
 from tutelage.jobs.database import Database
 from tutelage.jobs.file_systems import cannot_open, open_store
 from tutelage.jobs.identity import FileHash
@@ -274,6 +277,57 @@ def test_what_others_are_uploading_is_not_taken_for_left_behind(shelf: Shelf) ->
         assert shelf.contents() == [upload.path.name]
         file = shelf.store.keep(shelf.organization, upload, purpose="result", filename="a")
     assert shelf.read(file.id) == b"content"
+
+
+def test_what_a_killed_process_left_half_written_in_the_store_is_removed(shelf: Shelf) -> None:
+    """Not what somebody is writing now, who may be another process."""
+    file = shelf.keep(b"content")
+    unfinished = shelf.folder / "store" / UNFINISHED
+    (unfinished / "now").write_bytes(b"half")
+    (unfinished / "before").write_bytes(b"half")
+    os.utime(unfinished / "before", (time.time() - 4000, time.time() - 4000))
+    shelf.store.remove_left_behind()
+    assert [path.name for path in unfinished.iterdir()] == ["now"]
+    assert shelf.read(file.id) == b"content"
+
+
+def test_a_delete_that_the_store_refuses_is_done_again(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise nobody would know of the content any more, and it would stay for ever."""
+    file = shelf.keep(b"to be forgotten")
+    store: Any = shelf.store.contents
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EIO, "too busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._store, "rm_file", refuse)
+        with pytest.raises(StorageError):
+            shelf.store.delete(shelf.organization, file.id)
+    assert shelf.store.get(shelf.organization, file.id) == file
+    shelf.store.delete(shelf.organization, file.id)
+    assert shelf.contents() == []
+
+
+def test_a_file_is_on_the_disk_before_its_record(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes before it gets its name, and after that the folders that have the name."""
+    seen: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(descriptor: int) -> None:
+        seen.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def renamed(source: str, target: str, **options: Any) -> None:
+        seen.append("rename")
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    shelf.keep(b"content")
+    (content,) = shelf.contents()
+    at = seen.index("rename")
+    assert len(seen[at - 1]) == 32  # its name until then
+    assert seen[at + 1 :][:2] == [content[:2], "store"]
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -263,13 +263,10 @@ def test_storing_a_large_file_holds_up_no_heartbeat(own_server: Served, monkeypa
         return put(*arguments, **options)
 
     monkeypatch.setattr(store, "put_file", slow, raising=False)
-    moved = type(store).mv
-
     uploading = threading.Thread(target=own_server.api().upload, args=(b"a large file", "batch"))
     uploading.start()
     try:
         until(lambda: stored.is_set() or not uploading.is_alive(), "storing")
-        assert moved
         other = own_server.api()
         answer = other("POST", f"/api/runs/{running.run_id}/heartbeat", timeout=5)
         assert answer.json()["cancel"] is False
@@ -277,3 +274,52 @@ def test_storing_a_large_file_holds_up_no_heartbeat(own_server: Served, monkeypa
         go_on.set()
         uploading.join(PATIENCE)
     assert [file["bytes"] for file in api.ok("GET", "/v1/files")["data"]] == [12]
+
+
+@pytest.mark.parametrize("does", ["look at a run", "submit a form"])
+def test_a_store_that_is_slow_for_many_on_the_page_holds_up_no_heartbeat(
+    own_server: Served, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    """More of them than the server has threads for everything else."""
+    api = own_server.api()
+    running = api.running()
+    api.report(running.run_id, {"path": "samples.jsonl"}, file=api.upload(b"{}\n", "samples")["id"])
+    store: Any = own_server.services.files.contents._store
+    waiting, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(call: Any) -> Any:
+        def wait_and_call(*arguments: Any, **options: Any) -> Any:
+            waiting.release()
+            go_on.wait(PATIENCE)
+            return call(*arguments, **options)
+
+        return wait_and_call
+
+    name = "open" if does == "look at a run" else "put_file"
+    monkeypatch.setattr(store, name, slow(getattr(store, name)), raising=False)
+    answers: list[int] = []
+
+    def act(number: int) -> None:
+        client = own_server.api()
+        if does == "look at a run":
+            answers.append(client("GET", f"/runs/{running.run_id}").status_code)
+        else:
+            form = {"kind": "custom", "entrypoint": "true", "params": json.dumps({"number": number})}
+            files = {"file": ("a.txt", f"file {number}".encode())}
+            answers.append(client("POST", "/jobs", data=form, files=files).status_code)
+
+    threads = [threading.Thread(target=act, args=(number,)) for number in range(45)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert waiting.acquire(timeout=PATIENCE)
+        other = own_server.api()
+        for _ in range(20):
+            answer = other("POST", f"/api/runs/{running.run_id}/heartbeat", timeout=5)
+            assert answer.json()["cancel"] is False
+            time.sleep(0.05)
+    finally:
+        go_on.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert answers == [200 if does == "look at a run" else 303] * 45

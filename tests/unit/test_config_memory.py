@@ -1,5 +1,6 @@
 """The memory of a run by hand: a model small enough to count, and the page that has the table."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def test_what_is_shared_among_gpus() -> None:
     copied, second, sharded = (memory_of(full, SMALL, Placement(4, how)) for how in ("none", "zero2", "fsdp"))
     assert (copied.gradients, second.gradients, sharded.gradients) == tuple(PARAMETERS * size for size in (8, 1, 1))
     assert (copied.optimizer, second.optimizer, sharded.optimizer) == tuple(PARAMETERS * size for size in (8, 2, 2))
-    assert (copied.weights, second.weights, sharded.weights) == tuple(PARAMETERS * size for size in (6, 6, 1))
+    assert (copied.weights, second.weights, sharded.weights) == tuple(PARAMETERS * size for size in (6, 2 + 4 / 4, 1))
+    assert (copied.loading, second.loading) == (0, PARAMETERS * 4)  # as DeepSpeed is given them, in float32
+    assert replace(second, loading=1e9).peak == 1e9
     # Two layers and the embeddings, whole: a half each and their float32 gradients.
     assert sharded.activations - copied.activations == (2 * IN_A_LAYER + 800) * 6
 

@@ -1,6 +1,7 @@
 """The configs of `accelerate launch` that are shipped, read by accelerate itself, and what a launch is refused for."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,26 @@ def test_zero_3_is_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     with pytest.raises(ConfigError, match=r"^zero_stage: 3 .*set zero_stage: 2, or launch with FSDP"):
+        check_distribution(small_config(tmp_path, "run"))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"zero_optimization": {"stage": 3}}', "^zero_stage: 3 .*set zero_stage: 2"),
+        ("[", r"^deepspeed_config_file: .*json cannot be read \(.*\); give zero_stage: 2"),
+        ('{"zero_optimization": {"stage": 2}}', None),
+    ],
+)
+def test_zero_3_in_a_file_of_deepspeed(
+    content: str, sentence: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then accelerate says nothing of the stage in the environment."""
+    (tmp_path / "zero.json").write_text(content)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "zero.json"))
+    refused = nullcontext() if sentence is None else pytest.raises(ConfigError, match=sentence)
+    with refused:
         check_distribution(small_config(tmp_path, "run"))
 
 

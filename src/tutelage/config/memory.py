@@ -124,13 +124,15 @@ class Memory:
     step: float
     accumulates: bool
     """Whether gradients of one micro-batch are there while the loss of the next is computed."""
+    loading: float = 0.0
+    """Of the weights as they are read, where they are shared out or made smaller after that."""
 
     @property
     def peak(self) -> float:
         before = self.gradients if self.accumulates else 0.0
         loss, backward, step = before + self.activations + self.head, self.gradients + self.one_layer, self.step
         phases = self.rollouts, loss, backward, self.gradients + step
-        return self.weights + self.optimizer + self.teacher + max(phases)
+        return max(self.loading, self.weights + self.optimizer + self.teacher + max(phases))
 
 
 def memory_of(config: TrainingConfig, shape: ModelShape, place: Placement | None = None) -> Memory:
@@ -150,6 +152,7 @@ def memory_of(config: TrainingConfig, shape: ModelShape, place: Placement | None
         # Adam for many tensors at once has one more copy of what it trains; on a CPU it goes tensor by tensor.
         step=trained * FLOAT / states if place.half and MOMENT_BYTES.get(config.optim, 1) else 0.0,
         accumulates=config.gradient_accumulation_steps > 1,
+        loading=shape.parameters * FLOAT if place.sharding == "zero2" and not config.is_peft else 0.0,
     )
     if place.sharding != "fsdp":
         return memory
@@ -158,8 +161,11 @@ def memory_of(config: TrainingConfig, shape: ModelShape, place: Placement | None
 
 
 def _weights(config: TrainingConfig, shape: ModelShape, place: Placement, trained: int) -> float:
-    """Frozen ones in half precision or 4 bits, trained ones in float32. Autocast keeps a half copy of the latter."""
+    """Frozen ones in half precision or 4 bits, trained ones in float32. Autocast keeps a half copy of the latter.
+    DeepSpeed trains in half precision, beside float32 weights that it shares out."""
     if not config.is_peft:
+        if place.sharding == "zero2" and place.half:
+            return shape.parameters * (HALF + FLOAT / place.gpus)
         autocast = HALF if place.half and place.sharding != "fsdp" else 0
         shared = place.gpus if place.sharding == "fsdp" else 1
         return shape.parameters * (FLOAT / shared + autocast)

@@ -4,19 +4,38 @@ Not here: whose files they are and what they are called (`stored_files.py`).
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tutelage.errors import ConfigError, ContentGoneError, StorageError
 from tutelage.jobs.addresses import shown
 from tutelage.jobs.file_systems import LocalFileSystem, cannot_open, has_objects, open_store, put_options, reason_of
 
 PART_BYTES = 1024 * 1024
+INCOMING = "upload-"
+"""How files that are coming in are called on this machine."""
+UNFINISHED = "unfinished"
+"""The folder of a store that is a folder, where contents are until all of their bytes are there."""
+UNFINISHED_SECONDS = 3600.0
+"""Nobody is at what was not written to for so long."""
+
+
+def incoming_file(folder: Path, suffix: str = "") -> IO[bytes]:
+    """A new one that `FileStore.remove_left_behind` lets be for as long as this process has it open."""
+    while True:
+        file: IO[bytes] = tempfile.NamedTemporaryFile(dir=folder, prefix=INCOMING, suffix=suffix)  # noqa: SIM115 - closed by the caller
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink > 0:  # nobody took it away before it was locked
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            file.close()
 
 
 class Contents:
@@ -82,6 +101,14 @@ class Contents:
         with contextlib.suppress(FileNotFoundError), self._translated("written", FileNotFoundError):
             self._store.rm_file(self._path(content_hash))
 
+    def remove_left_behind(self) -> None:
+        """Take away what processes that were killed while they wrote left in a folder."""
+        if isinstance(self._store, LocalFileSystem):
+            for path in Path(self._root, UNFINISHED).glob("*"):
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
+                        path.unlink()
+
     def place_of(self, content_hash: str) -> str:
         """Where it is, for people."""
         return self._path(content_hash)
@@ -99,12 +126,15 @@ class Contents:
 
     def _put_whole(self, source: Path, path: str) -> None:
         """Under another name first: whoever looks sees the whole file or none."""
-        unfinished = f"{path}.{secrets.token_hex(8)}"
+        folder, unfinished = path.rpartition("/")[0], f"{self._root}/{UNFINISHED}/{secrets.token_hex(16)}"
         try:
-            self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._store.makedirs(folder, exist_ok=True)
+            self._store.makedirs(unfinished.rpartition("/")[0], exist_ok=True)
             self._store.put_file(str(source), unfinished)
             self._on_the_disk(unfinished)
             self._store.mv(unfinished, path)
+            self._on_the_disk(folder)
+            self._on_the_disk(self._root)
         except Exception:
             with contextlib.suppress(Exception):  # what happened before is what is told
                 self._store.rm_file(unfinished)
@@ -118,7 +148,8 @@ class Contents:
             return None
 
     def _on_the_disk(self, path: str) -> None:
-        """A record of a file outlives a power cut; so must its bytes. Other stores acknowledge when they have them."""
+        """A record of a file outlives a power cut; so must its bytes, and its name, which is in its folder. Other
+        stores acknowledge when they have them."""
         if isinstance(self._store, LocalFileSystem):
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -129,7 +160,7 @@ class Contents:
     def _try_out(self, folder: Path) -> None:
         tried = secrets.token_bytes(32)
         content_hash = hashlib.sha256(tried).hexdigest()
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
+        with incoming_file(folder) as file:
             file.write(tried)
             file.flush()
             self.put(Path(file.name), content_hash, len(tried))

@@ -5,19 +5,17 @@ Not here: where their bytes are (`contents.py`), whether the rows of a file are 
 
 import contextlib
 import fcntl
-import os
 import re
-import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sqlalchemy import String, delete, exists, insert, or_, select
 from sqlalchemy import cast as sql_cast
 
 from tutelage.errors import ContentGoneError, JobError, StorageError, TooLargeError
-from tutelage.jobs.contents import Contents
+from tutelage.jobs.contents import INCOMING, Contents, incoming_file
 from tutelage.jobs.database import Database
 from tutelage.jobs.identity import FileHash
 from tutelage.jobs.plain_json import cleaned_text
@@ -34,7 +32,7 @@ class Upload:
     """A file that is coming in: on this machine's disk until it is complete. max_bytes: of the whole file."""
 
     def __init__(self, folder: Path, organization: str, max_bytes: int, suffix: str = "") -> None:
-        self._file = _locked_file(folder, suffix)
+        self._file = incoming_file(folder, suffix)
         self.hash = FileHash(organization)
         self.bytes = 0
         self.max_bytes = max_bytes
@@ -101,8 +99,10 @@ class FileStore:
             upload.close()
 
     def remove_left_behind(self) -> None:
-        """Take away what uploads left here that a killed server never finished; those of others who live stay."""
-        for path in self.folder.glob("upload-*"):
+        """Take away what a killed server never finished, here and in a store that is a folder; what others who live
+        are at stays."""
+        self.contents.remove_left_behind()
+        for path in self.folder.glob(f"{INCOMING}*"):
             with contextlib.suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while somebody writes it
                 path.unlink()
@@ -184,16 +184,22 @@ class FileStore:
         content = self._content_of(organization, file_id)
         with self._alone_with(content):
             is_there = self.contents.has(content)  # a store that is away is told while the file can be deleted again
-            self._delete_record(organization, file_id)
+            row = self._delete_record(organization, file_id)
             # After the record: killed between the two, bytes are left that nobody needs, where the other way round a
             # record would be left without its bytes.
             if is_there and self._is_unused(content):
-                self.contents.remove(content)
+                try:
+                    self.contents.remove(content)
+                except StorageError:
+                    with self.database.writing() as connection:  # so that it can be deleted again
+                        connection.execute(insert(files).values(row))
+                    raise
 
-    def _delete_record(self, organization: str, file_id: str) -> None:
+    def _delete_record(self, organization: str, file_id: str) -> dict[str, Any]:
+        """What it was."""
         with self.database.writing() as connection:
             # Locked before jobs are looked at: who submits one that reads it either came before, or finds it gone.
-            require_file(connection, organization, file_id, to_change=True)
+            row = require_file(connection, organization, file_id, to_change=True)
             needed = connection.execute(
                 select(jobs.c.id)
                 .where(
@@ -206,6 +212,7 @@ class FileStore:
             if needed is not None:
                 raise JobError(f"{file_id}: job {needed} needs it; cancel that job, or delete the file when it is done")
             connection.execute(delete(files).where(files.c.id == file_id))
+            return dict(row._mapping)  # pyright: ignore[reportPrivateUsage] - a public name of SQLAlchemy's
 
     def _content_of(self, organization: str, file_id: str) -> str:
         with self.database.reading() as connection:
@@ -218,17 +225,6 @@ class FileStore:
     def _alone_with(self, content: str) -> contextlib.AbstractContextManager[None]:
         """Nobody else keeps or deletes this content meanwhile; a store that is slow keeps nobody else waiting."""
         return self.database.alone_with(int(content[:15], 16))
-
-
-def _locked_file(folder: Path, suffix: str) -> IO[bytes]:
-    """A new one that `remove_left_behind` lets be for as long as this process has it open."""
-    while True:
-        file: IO[bytes] = tempfile.NamedTemporaryFile(dir=folder, prefix="upload-", suffix=suffix)  # noqa: SIM115 - closed by `Upload.close`
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink > 0:  # nobody took it away before it was locked
-            return file
-        with contextlib.suppress(FileNotFoundError):
-            file.close()
 
 
 def _mentions(column: Any, file_id: str) -> Any:

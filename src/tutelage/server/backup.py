@@ -24,7 +24,7 @@ from sqlalchemy import LargeBinary, MetaData, Table, insert, select, text
 import tutelage
 from tutelage.errors import ConfigError, ContentGoneError, DataError, OutputError, StorageError
 from tutelage.files import only_process_in
-from tutelage.jobs.contents import Contents
+from tutelage.jobs.contents import Contents, incoming_file
 from tutelage.jobs.database import Database
 from tutelage.jobs.tables import files, metadata
 from tutelage.server.settings import KEY_VARIABLE, ServerSettings, secret_key
@@ -299,10 +299,8 @@ def _as_json(row: dict[str, Any]) -> bytes:
 
 
 def _spooled(settings: ServerSettings) -> IO[bytes]:
-    import tempfile
-
     settings.uploads.mkdir(parents=True, exist_ok=True)
-    return tempfile.NamedTemporaryFile(dir=settings.uploads)
+    return incoming_file(settings.uploads)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -4,8 +4,11 @@ Data parallelism (every process holds the model) takes every objective and needs
 of the rows (`shares.py`), weights that are shared out (`models/sharding.py`).
 """
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +25,7 @@ of its weights."""
 
 def check_distribution(config: TrainingConfig) -> None:
     """Raises ConfigError where the launcher asks for what this run cannot have."""
-    if _is_true("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") == "3":
+    if _is_true("ACCELERATE_USE_DEEPSPEED") and _zero_stage() == "3":
         raise ConfigError(
             "zero_stage: 3 takes the head's weight away where the loss reads it; set zero_stage: 2, or launch with "
             "FSDP, which shares weights out too (examples/accelerate/fsdp.yaml)"
@@ -34,6 +37,21 @@ def check_distribution(config: TrainingConfig) -> None:
     if fsdp_is_asked():
         for refusal in _fsdp_refusals(config):
             raise ConfigError(refusal)
+
+
+def _zero_stage() -> str:
+    """Of accelerate's config or, where that names one, of DeepSpeed's own file. Raises ConfigError."""
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if path == "none":
+        return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    try:
+        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        return str(content.get("zero_optimization", {}).get("stage", 0))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"deepspeed_config_file: {path} cannot be read ({error}); give zero_stage: 2 in accelerate's config, as in "
+            "examples/accelerate/deepspeed_zero2.yaml"
+        ) from error
 
 
 def _fsdp_refusals(config: TrainingConfig) -> Iterator[str]:

@@ -33,6 +33,7 @@ from tutelage.server.page.formats import part, pretty
 from tutelage.server.page.rendering import render, see
 from tutelage.server.problems import status_of
 from tutelage.server.services import Services
+from tutelage.server.store_work import with_store
 from tutelage.server.submitting import submit
 
 router = APIRouter(include_in_schema=False)
@@ -116,21 +117,20 @@ async def create(request: Request, parts: Parts, who: Submitter) -> Response:
     """Keep the file, submit what the form says; where one of them cannot be, the form again with the reason."""
     async with AsyncExitStack() as stack:
         fields, upload, filename = await _read(request, parts, who, stack)
-        return await run_in_threadpool(_create, request, parts, who, _form_of(fields), upload, filename)
+        form = _form_of(fields)
+        try:
+            if upload is not None:
+                form = await _with_file(parts, who, form, upload, filename)
+            return await run_in_threadpool(_submitted, parts, who, form)
+        except TutelageError as error:
+            if status_of(error) >= 500:
+                raise
+            return await run_in_threadpool(_form, request, parts, who, form, str(error))
 
 
-def _create(
-    request: Request, parts: Services, who: Principal, form: JobForm, upload: Upload | None, filename: str
-) -> Response:
-    try:
-        if upload is not None:
-            form = _with_file(parts, who, form, upload, filename)
-        before = datetime.now(timezone.utc)
-        job = submit(parts, who, form.request())
-    except TutelageError as error:
-        if status_of(error) >= 500:
-            raise
-        return _form(request, parts, who, form, str(error))
+def _submitted(parts: Services, who: Principal, form: JobForm) -> Response:
+    before = datetime.now(timezone.utc)
+    job = submit(parts, who, form.request())
     note = ""
     if job.created_at < before:
         note = "?note=again" if job.status is JobStatus.PENDING and job.updated_at >= before else "?note=same"
@@ -155,15 +155,17 @@ def _form_of(fields: Mapping[str, str]) -> JobForm:
         raise JobError(sentence_of(error)) from error
 
 
-def _with_file(parts: Services, who: Principal, form: JobForm, upload: Upload, filename: str) -> JobForm:
+async def _with_file(parts: Services, who: Principal, form: JobForm, upload: Upload, filename: str) -> JobForm:
     """The form with the id of the file, which is kept once its rows are what the kind reads: whatever else is wrong,
     it need not be chosen again. Raises DataError that lists the bad rows, and JobError."""
     example = EXAMPLES.get(form.kind)
     if example is None or (example.file is None and form.kind != "custom"):
         raise JobError(f"file: {form.kind[:80]} jobs read none; leave it out")
     mounted = _texts(_json_object("mounted_files", form.mounted_files))
-    purpose = checked_purpose(upload, example.purpose, filename)
-    kept = parts.files.keep(who.organization, upload, purpose=purpose, filename=filename)
+    purpose = await run_in_threadpool(checked_purpose, upload, example.purpose, filename)
+    kept = await with_store(
+        parts, lambda: parts.files.keep(who.organization, upload, purpose=purpose, filename=filename)
+    )
     if form.kind != "custom":
         return form.model_copy(update={"file_id": kept.id})
     return form.model_copy(update={"mounted_files": pretty(mounted | {saved_as(filename, kept.id): kept.id})})

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from tutelage.jobs.access import Principal
 from tutelage.jobs.records import Run
@@ -18,9 +19,10 @@ from tutelage.server.page.formats import cell, shown_log
 from tutelage.server.page.jobs import IN_PLOTS, MAX_FILES, objective
 from tutelage.server.page.records import PageRecords, ReportedFile
 from tutelage.server.page.rendering import HEADERS, render
-from tutelage.server.page.samples import read_samples
+from tutelage.server.page.samples import Sample, read_samples
 from tutelage.server.page.telling_apart import names_of
 from tutelage.server.services import Services
+from tutelage.server.store_work import with_store
 
 router = APIRouter(include_in_schema=False)
 
@@ -37,7 +39,7 @@ Overlays = Annotated[list[str], Query(default_factory=list, alias="with", max_le
 
 
 @router.get("/runs/{run_id}")
-def show_run(
+async def show_run(
     request: Request,
     run_id: RunId,
     parts: Parts,
@@ -46,10 +48,35 @@ def show_run(
     samples: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
     """What a run prints, reports and leaves."""
+    polls = request.headers.get("hx-request") == "true"
+    files = await run_in_threadpool(_files_of, parts, who, run_id)
+    sampled, chosen = _sampled(files, samples)
+    rows: list[Sample] = []
+    if chosen is not None and not polls:
+        rows = await with_store(parts, lambda: read_samples(parts, who.organization, chosen.file_id))
+    shown = {"files": sampled, "chosen": chosen, "rows": rows}
+    return await run_in_threadpool(_shown, request, parts, who, run_id, files, [] if polls else overlays, shown, polls)
+
+
+def _files_of(parts: Services, who: Principal, run_id: str) -> list[ReportedFile]:
+    """Raises NotFoundError."""
+    parts.listing.run(who.organization, run_id)
+    return PageRecords(parts.database).files_of(who.organization, [run_id])
+
+
+def _shown(
+    request: Request,
+    parts: Services,
+    who: Principal,
+    run_id: str,
+    files: list[ReportedFile],
+    overlays: list[str],
+    samples: Json,
+    polls: bool,
+) -> Response:
     run = parts.listing.run(who.organization, run_id)
     job = parts.listing.job(who.organization, run.job_id)
     records = PageRecords(parts.database)
-    files = records.files_of(who.organization, [run_id])
     state: Json = {
         "run": run,
         "job": job,
@@ -62,7 +89,7 @@ def show_run(
             :MAX_FILES
         ],
     }
-    if request.headers.get("hx-request") == "true":
+    if polls:
         return render(request, who, "run_poll.html", partial=True, **state)
     beside = [other for other in dict.fromkeys(overlays) if other not in ("", run_id)][:MAX_OVERLAYS]
     drawn = records.runs(who.organization, ids=[run_id, *beside])
@@ -78,7 +105,7 @@ def show_run(
         choices=choices,
         room=MAX_OVERLAYS - len(beside),
         log=_log_tail(parts, who, run),
-        samples=_samples(parts, who, files, samples),
+        samples=samples,
         **state,
     )
 
@@ -171,10 +198,9 @@ def _checkpoints(records: PageRecords, run: Run, files: list[ReportedFile]) -> l
     return [found[step] for step in sorted(found, reverse=True)]
 
 
-def _samples(parts: Services, who: Principal, files: list[ReportedFile], wanted: str) -> Json:
-    """Files of samples, and the answers in the newest or the wanted one."""
+def _sampled(files: list[ReportedFile], wanted: str) -> tuple[list[ReportedFile], ReportedFile | None]:
+    """Files of samples, and the newest or the wanted one of them."""
     sampled = [file for file in files if file.purpose == "samples"][:MAX_SAMPLES]
     sampled += [file for file in files if file.path == "samples.jsonl" and file.purpose != "samples"]
     chosen = next((file for file in sampled if file.file_id == wanted), sampled[0] if sampled else None)
-    rows = read_samples(parts, who.organization, chosen.file_id) if chosen is not None else []
-    return {"files": sampled, "chosen": chosen, "rows": rows}
+    return sampled, chosen
