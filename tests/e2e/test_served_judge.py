@@ -91,6 +91,6 @@ def test_every_judgement_comes_back_and_what_cannot_be_read_is_counted(
 
 def test_a_model_that_is_not_served_is_refused(tmp_path: Path, terminal: Terminal, served: tuple[str, str]) -> None:
     suite = write_suite(tmp_path, served[0], "gpt-9")
-    done = terminal("eval", save_tiny_model(tmp_path / "tiny"), "--suite", suite)
+    done = terminal("eval", save_tiny_model(tmp_path / "tiny"), "--suite", suite, "--output", tmp_path / "out")
     assert done.code == 2
     assert "gpt-9" in done.err
