@@ -13,7 +13,7 @@ import pytest
 from tests.served import Served, conversation, jsonl, served
 from tutelage.server.own import workers
 
-SECONDS = 60
+SECONDS = 150
 """Fuzzing goes on until it is spent; a loaded machine needs most of it for the coverage of every field."""
 CHECKS = (
     "not_a_server_error",
