@@ -615,19 +615,20 @@ def test_names_that_only_begin_like_a_machines_are_left_alone(managed: Callable[
     assert not one.is_stopped(worker)
 
 
-def test_a_token_that_could_not_be_revoked_is_revoked_later(managed: Callable[..., Managed]) -> None:
+def test_a_token_that_could_not_be_revoked_is_revoked_later(
+    managed: Callable[..., Managed], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = managed()
     one.api.submit()
     one.machinery.fails["start"] = NoCapacityError("nothing left")
-    revoke = one.client.tokens.revoke
 
     def away(token_id: str) -> Any:
         raise ServerError("the server is away")
 
-    one.client.tokens.revoke = away  # type: ignore[method-assign] - the moment in between
-    with pytest.raises(ServerError):
-        one.round()
-    one.client.tokens.revoke = revoke  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        patch.setattr(one.client.tokens, "revoke", away)
+        with pytest.raises(ServerError):
+            one.round()
     one.later = 1000
     one.round(act=False)
     one.manager.stop_all()
@@ -695,7 +696,9 @@ def test_a_machine_that_was_up_before_says_nothing_of_what_failed_since(managed:
     assert len(one.machinery.orders) == 1
 
 
-def test_hardware_that_is_refused_keeps_no_other_from_starting(managed: Callable[..., Managed]) -> None:
+def test_hardware_that_is_refused_keeps_no_other_from_starting(
+    managed: Callable[..., Managed], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [{"name": "1x A40", "secure": 0.4}, {"name": "2x A100", "secure": 4}]
     one = managed(hardware=lines)
     start = one.machinery.start
@@ -705,7 +708,7 @@ def test_hardware_that_is_refused_keeps_no_other_from_starting(managed: Callable
             raise NoCapacityError("the network volume is in another data center")
         start(order)
 
-    one.machinery.start = refuses  # type: ignore[method-assign] - of one line only
+    monkeypatch.setattr(one.machinery, "start", refuses)
     for hardware in ("2x A100", "1x A40", "1x A40"):
         one.api.submit(allowed_hardware=[hardware], requires_vram_gb=0)
     one.round()

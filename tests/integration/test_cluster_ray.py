@@ -19,6 +19,7 @@ from tests.served import Api, Served, served, until
 from tests.small_runs import run_small, small_config, trained_weights
 from tests.workers import is_alive, log, runs, status
 from tutelage import Run
+from tutelage.cluster.launchers.protocol import Launcher
 
 SECURE_NODE, COMMUNITY_NODE = "127.0.0.2", "127.0.0.3"
 NODES = {SECURE_NODE: "secure", COMMUNITY_NODE: "community"}
@@ -115,14 +116,19 @@ def test_cancel_reaches_the_process(managed: Managed, api: Api, tmp_path: Path) 
     until(lambda: not managed.launcher.found(), "that Ray has nothing left", PATIENCE)
 
 
-def test_what_waits_in_rays_queue_is_taken_out_when_it_is_canceled(managed: Managed, api: Api, tmp_path: Path) -> None:
-    """The secure node has two places."""
-    running = [submit(api, LONG.format(go=tmp_path / "go")) for _ in range(2)]
+def with_one_that_waits(api: Api, launcher: Launcher, go: Path, then: Path) -> tuple[list[Any], dict[str, Any]]:
+    """Jobs that run until `go` is there, and one in Ray's queue, until `then`. The secure node has two places."""
+    running = [submit(api, LONG.format(go=go)) for _ in range(2)]
     for job in running:
         word(api, job, "id")
-    waiting = submit(api, LONG.format(go=tmp_path / "go"))
+    waiting = submit(api, LONG.format(go=then))
+    until(lambda: waiting["id"] in [one.job_id for one in launcher.found() if one.is_queued], "the third at Ray")
+    return running, waiting
+
+
+def test_what_waits_in_rays_queue_is_taken_out_when_it_is_canceled(managed: Managed, api: Api, tmp_path: Path) -> None:
     launcher = managed.launcher
-    until(lambda: waiting["id"] in [one.job_id for one in launcher.found()], "the third at Ray")
+    running, waiting = with_one_that_waits(api, launcher, tmp_path / "go", tmp_path / "go")
     assert status(api, waiting) == "pending"
     api.ok("POST", f"/api/jobs/{waiting['id']}/cancel")
     until(lambda: waiting["id"] not in [one.job_id for one in launcher.found()], "its end at Ray", PATIENCE)
@@ -132,12 +138,8 @@ def test_what_waits_in_rays_queue_is_taken_out_when_it_is_canceled(managed: Mana
 
 def test_what_waited_in_rays_queue_has_all_its_time_to_start(managed: Managed, api: Api, tmp_path: Path) -> None:
     """Ray tells when a job was submitted, which says nothing of how long its worker takes to come up."""
-    running = [submit(api, LONG.format(go=tmp_path / "go")) for _ in range(2)]
-    for job in running:
-        word(api, job, "id")
-    waiting = submit(api, LONG.format(go=tmp_path / "then"))
     launcher = managed.launcher
-    until(lambda: waiting["id"] in [one.job_id for one in launcher.found() if one.is_queued], "the third at Ray")
+    running, waiting = with_one_that_waits(api, launcher, tmp_path / "go", tmp_path / "then")
     free = time.time()
     (tmp_path / "go").touch()
     placed = until(
