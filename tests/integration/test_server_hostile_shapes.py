@@ -4,16 +4,20 @@ import json
 import random
 import shutil
 import socket
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.served import (
     CUSTOM,
+    PATIENCE,
     Served,
     everything,
     new_run_id,
     problem_of,
+    served,
     until,
 )
 
@@ -256,6 +260,29 @@ def test_leases_are_looked_at_again_after_an_unknown_fault(own_server: Served, m
     until(lambda: len(calls) >= 2, "another look", patience=4)
     assert own_server.logged().count("RuntimeError: a bad moment") == 1
     own_server.log.clear()
+
+
+def test_a_server_that_ends_waits_for_a_look_at_leases(
+    migrated_sqlite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread uses what is closed next."""
+    steps: list[str] = []
+    begun, told = threading.Event(), threading.Event()
+
+    def expire() -> list[str]:
+        begun.set()
+        told.wait(PATIENCE)
+        steps.append("looked")
+        return []
+
+    with served(tmp_path / "home", migrated=migrated_sqlite) as server:
+        monkeypatch.setattr(server.services.queue, "expire", expire, raising=False)
+        engine = server.services.database.engine
+        monkeypatch.setattr(server.services.database, "close", lambda: steps.append("closed"))
+        assert begun.wait(PATIENCE)
+        threading.Timer(0.5, told.set).start()
+    engine.dispose()
+    assert steps == ["looked", "closed"]
 
 
 def test_random_bytes_on_a_connection(open_server: Served) -> None:

@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import ColumnElement, Connection, Double, Engine, cast, create_engine, event, func, select
+from sqlalchemy import ColumnElement, Connection, Double, Engine, Pool, cast, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, NoSuchModuleError, SQLAlchemyError
 
@@ -49,12 +49,13 @@ class Database:
         self._locks = [threading.Lock() for _ in range(LOCKS)] if self.is_sqlite else []
         # Who holds a lock has a connection for it and needs another one: never may all be taken for locks.
         self._lockers = threading.Semaphore(connections // 4)
+        self._left: list[Pool] = []
         self._wall_at_start, self._monotonic_at_start = time.time(), time.monotonic()
 
     @contextlib.contextmanager
     def writing(self) -> Generator[Connection, None, None]:
         """A transaction that changes something: all of it, or on an exception nothing. Raises StorageError."""
-        with self._writing, _translated(self.url), self.engine.connect() as connection:
+        with self._writing, self._connected() as connection:
             connection.execution_options(**{_WRITES: True})
             with connection.begin():
                 yield connection
@@ -62,7 +63,7 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Generator[Connection, None, None]:
         """A transaction that sees one state and waits for no writer. Raises StorageError."""
-        with _translated(self.url), self.engine.connect() as connection:
+        with self._connected() as connection:
             if not self.is_sqlite:
                 connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with connection.begin():
@@ -120,8 +121,18 @@ class Database:
         return [script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()]
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections; one that a thread is still using, as soon as it is given back."""
+        self._left.append(self.engine.pool)
         self.engine.dispose()
+
+    @contextlib.contextmanager
+    def _connected(self) -> Generator[Connection, None, None]:
+        try:
+            with _translated(self.url), self.engine.connect() as connection:
+                yield connection
+        finally:
+            for pool in self._left:
+                pool.dispose()
 
     def __str__(self) -> str:
         return _shown(self.url)

@@ -34,9 +34,8 @@ def create_app(services: Services) -> FastAPI:
             yield
         finally:
             services.notices.close()
-            expiring.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await expiring
+            # Not canceled: a thread of it would go on, with what is closed next.
+            await expiring
             await app.state.upstream.aclose()
 
     def closing() -> bool:
@@ -74,16 +73,17 @@ class _Application(FastAPI):
 
 
 async def _expire(services: Services) -> None:
-    """Again and again, give up runs whose workers are silent, and cancel jobs whose time is over."""
-    while True:
-        try:
-            changed = await run_in_threadpool(services.queue.expire)
-        except TutelageError as error:
-            logger.warning("leases could not be looked at: %s", error)
-            changed = []
-        except Exception:  # this loop must outlive everything: without it no lost job is ever tried again
-            logger.exception("leases could not be looked at")
-            changed = []
-        if changed:
-            services.notices.tell("pending")
-        await asyncio.sleep(EXPIRE_EVERY_SECONDS)
+    """Until the server closes, give up runs whose workers are silent, and cancel jobs whose time is over."""
+    with services.notices.listening("the end") as told:
+        while not services.notices.closing:
+            try:
+                changed = await run_in_threadpool(services.queue.expire)
+            except TutelageError as error:
+                logger.warning("leases could not be looked at: %s", error)
+                changed = []
+            except Exception:  # this loop must outlive everything: without it no lost job is ever tried again
+                logger.exception("leases could not be looked at")
+                changed = []
+            if changed:
+                services.notices.tell("pending")
+            await told.wait(EXPIRE_EVERY_SECONDS)
