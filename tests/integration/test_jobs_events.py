@@ -216,6 +216,7 @@ def test_points_without_a_step_stand_where_they_were_reported(scene: Scene) -> N
 
 
 def test_a_hundred_thousand_events(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """The best of five, as other tests, and what the database does with so many new rows, go on beside this one."""
     log, run = EventLog(scene.database), scene.running().run_id
     begin = time.monotonic()
     for start in range(0, EVENTS, 1000):
@@ -225,9 +226,11 @@ def test_a_hundred_thousand_events(scene: Scene, capsys: pytest.CaptureFixture[s
         ]
         assert log.append(scene.organization, run, new) == 1000
     appending = time.monotonic() - begin
-    begin = time.monotonic()
-    series = {one.field: one for one in log.series(scene.organization, run)}
-    drawing = time.monotonic() - begin
+    drawing = float("inf")
+    for _ in range(5):
+        begin = time.monotonic()
+        series = {one.field: one for one in log.series(scene.organization, run)}
+        drawing = min(drawing, time.monotonic() - begin)
     with capsys.disabled():
         kind = "sqlite" if scene.database.is_sqlite else "postgresql"
         print(f"\n{kind}: {EVENTS / appending:.0f} events/s appended, series of {EVENTS} in {drawing:.2f} s")
