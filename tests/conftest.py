@@ -1,5 +1,6 @@
 """Settings for every test: no network, few threads, no deadlines on a busy machine."""
 
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -26,6 +27,14 @@ pytest_plugins = ["tests.databases", "tests.object_stores", "tests.served"]  # f
 _LINES_OF_AN_END = 12
 _ends: list[str] = []
 """What ended one of the processes of this session before its time: pytest-xdist says so far above its last lines."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What all tests import stays until the end, nearly a million objects: each training run of a test, which collects
+    garbage as Accelerate does, would look through them again for longer than it trains."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

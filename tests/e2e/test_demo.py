@@ -15,7 +15,7 @@ import pytest
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     output = tmp_path_factory.mktemp("demo") / "out"
-    arguments = ["demo", "--runs", "sft,sdft", "--max-steps", "1", "--seed", "2", "--output", str(output)]
+    arguments = ["demo", "--runs", "sdft", "--max-steps", "1", "--seed", "2", "--output", str(output)]
     result = subprocess.run(
         [sys.executable, "-m", "tutelage", *arguments],
         capture_output=True,
@@ -49,7 +49,7 @@ def test_all_files_are_there(demo: tuple[Path, Any]) -> None:
         *("differences.csv", "tradeoff.pdf", "tradeoff.png", "training_trajectories.pdf", "training_trajectories.png"),
     }
     runs = sorted((output / "runs").iterdir())
-    assert [path.name.rpartition("-")[0] for path in runs] == ["sdft-seed2", "sft-seed2"]
+    assert [path.name.rpartition("-")[0] for path in runs] == ["sdft-seed2"]
     for run in runs:
         assert {"run.json", "events.jsonl", "adapter"} <= {path.name for path in run.iterdir()}
 
@@ -77,7 +77,7 @@ def test_base_and_runs_were_asked_everything(scores: dict[tuple[str, str], dict[
     items = {"trained": 32, "paraphrase": 32, "unseen": 32, "capitals": 120, "capitals_log_prob": 120}
     items |= {"kl_vs_base": 16, "kl_base_vs_model": 16}
     assert {key: len(score["items"]) for key, score in scores.items()} == {
-        (model, measure): count for model in ("base", "sft", "sdft") for measure, count in items.items()
+        (model, measure): count for model in ("base", "sdft") for measure, count in items.items()
     }
 
 
@@ -88,8 +88,7 @@ def test_the_real_model_knows_capitals_and_no_calling_codes(scores: dict[tuple[s
 
 
 def test_one_step_moved_the_model(scores: dict[tuple[str, str], dict[str, Any]]) -> None:
-    for run in ("sft", "sdft"):
-        assert 0.0 < scores[run, "kl_vs_base"]["interval"]["mean"] < 0.5
+    assert 0.0 < scores["sdft", "kl_vs_base"]["interval"]["mean"] < 0.5
 
 
 def test_configs_seed_data_and_versions_are_recorded(results: dict[str, Any]) -> None:
@@ -98,8 +97,7 @@ def test_configs_seed_data_and_versions_are_recorded(results: dict[str, Any]) ->
     assert results["data"].keys() == {f"data/{name}.jsonl" for name in asked}
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in results["data"].values())
     configs = {model["name"]: model["seeds"][0]["config"] for model in results["models"]}
-    assert (configs["sft"]["loss"], configs["sft"]["max_steps"], configs["sft"]["seed"]) == ("sft", 1, 2)
-    assert configs["sdft"]["loss"] == "sdft"
+    assert (configs["sdft"]["loss"], configs["sdft"]["max_steps"], configs["sdft"]["seed"]) == ("sdft", 1, 2)
     assert results["environment"]["versions"].keys() >= {"python", "torch", "transformers", "peft"}
 
 
@@ -107,7 +105,7 @@ def test_the_summary_is_a_line_a_model_and_names_the_report(demo: tuple[Path, An
     output, result = demo
     lines = result.stdout.strip().splitlines()
     assert lines[-1] == f"report: {output / 'report.html'}"
-    assert [line.split()[0] for line in lines[-4:-1]] == ["base", "sft", "sdft"]
+    assert [line.split()[0] for line in lines[-3:-1]] == ["base", "sdft"]
 
 
 def test_progress_was_shown(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -115,8 +113,8 @@ def test_progress_was_shown(demo: tuple[Path, subprocess.CompletedProcess[str]])
     for phase in (
         "preparing the model",
         "evaluating base",
-        "training sft, seed 2 (1/2)",
-        "evaluating sdft, seed 2 (2/2)",
+        "training sdft, seed 2 (1/1)",
+        "evaluating sdft, seed 2 (1/1)",
         "writing",
     ):
         assert phase in shown
