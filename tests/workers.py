@@ -19,7 +19,7 @@ from tests.served import PATIENCE, Api, Served, served, until
 from tutelage.worker.settings import WorkerSettings
 from tutelage.worker.worker import Worker
 
-FAST = {"lease_seconds": 1.5, "heartbeat_seconds": 0.1}
+FAST = {"lease_seconds": 4.0, "heartbeat_seconds": 0.1}
 """Of a server whose workers are missed soon."""
 
 

@@ -1,6 +1,6 @@
 """schemathesis over the whole API: no 5xx anywhere, and every answer is as the OpenAPI document says.
 
-A process of its own, since it brings its own plugins and warnings; bounded in examples, and the same requests every time.
+A process of its own, since it brings its own plugins and warnings; so many examples, and the same requests every time.
 """
 
 import asyncio

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.served import PATIENCE, Api, Served, new_run_id, sent_events, until
+from tutelage.server.notices import Listener
 
 SOON_SECONDS = 0.1
 BUSY = 5
@@ -196,6 +197,7 @@ def test_a_log_is_there_as_it_is_printed(own_server: Served, capsys: pytest.Capt
 def test_what_is_printed_while_a_stream_looks_is_not_waited_for(
     own_server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Listener.wait, "__defaults__", (PATIENCE,))  # who is not told looks again only then
     api = own_server.api()
     running = api.running()
     read = own_server.services.logs.read
@@ -211,7 +213,7 @@ def test_what_is_printed_while_a_stream_looks_is_not_waited_for(
     monkeypatch.setattr(own_server.services.logs, "read", reading, raising=False)
     with follow(own_server.api(), f"/api/logs/{running.run_id}", params={"follow": True}) as answer:
         assert json.loads(next(sent_events(answer))[2]) == "between"
-    assert time.monotonic() - looks[0] < 0.6
+    assert time.monotonic() - looks[0] < PATIENCE / 2
 
 
 TEXT = "höhe 漢字 🙂 end\r\n\tü\u2028x\0\x1b[31m"

@@ -124,7 +124,8 @@ def test_a_worker_without_its_server_stops_the_process_in_time(
     processes: Callable[..., Process], tmp_path: Path
 ) -> None:
     """The server does not answer, as behind a network that drops everything. It must be free to give the job to
-    somebody else after 1.5 s: before, the process is dead. When the server is back, the job is done once more."""
+    somebody else when the lease is over: before, the process is dead. When the server is back, the job is done once
+    more."""
     process = processes(tmp_path / "home", **FAST)
     api = process.api()
     job = api.submit(entrypoint=writing_lines(tmp_path))

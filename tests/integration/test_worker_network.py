@@ -12,7 +12,7 @@ import pytest
 
 from tests.fake_job_server import Accident, Cable
 from tests.served import Api, Served, new_run_id, until
-from tests.workers import api, ended, runs, server, status, working
+from tests.workers import FAST, api, ended, runs, server, status, working
 
 __all__ = ["api", "server"]
 
@@ -109,7 +109,7 @@ def test_a_network_that_is_silent_for_longer_than_the_lease(api: Api, cable: Cab
     as a run that has all of it once. A worker to whom a job came when its lease was over gives it back: canceled,
     and no attempt."""
     request, after = STEPS[step]
-    cable.accidents = [Accident(request, "silence", after, seconds=3.0)]
+    cable.accidents = [Accident(request, "silence", after, seconds=2 * FAST["lease_seconds"])]
     job = submitted(api)
     with working(cable.url, tmp_path / "worker"):
         ended(api, job)
@@ -117,7 +117,8 @@ def test_a_network_that_is_silent_for_longer_than_the_lease(api: Api, cable: Cab
     lost = [run for run in before if run["status"] == "failed"]
     assert before
     assert {run["status"] for run in before} <= {"failed", "canceled"}
-    assert all("was not heard from for 1.5 s" in run["reason"] for run in lost)
+    silent = f"was not heard from for {FAST['lease_seconds']:g} s"
+    assert all(silent in run["reason"] for run in lost)
     assert done["attempt"] == len(lost) + 1
     until(lambda: not list((tmp_path / "worker/runs").iterdir()), "the end of both folders")
     assert_done_once(api, job, done, tmp_path / "worker")
