@@ -14,16 +14,25 @@ import pytest
 
 from tests.served import PATIENCE, Api, Served, new_run_id, sent_events, until
 from tutelage.server.notices import Listener
+from tutelage.server.own import workers
 
 SOON_SECONDS = 0.1
-BUSY = 5
-"""Medians are held to SOON_SECONDS; on a busy machine a single one may take this many times as long."""
+TOLD_SECONDS = PATIENCE / 2
+"""Medians are held to SOON_SECONDS. A busy machine may hold up a single one, of which is looked at whether it was told:
+see `untold_is_late`."""
 
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as pool:
         yield pool
+
+
+@pytest.fixture
+def untold_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is not told of what happens looks again so late that it fails the test."""
+    monkeypatch.setattr(Listener.wait, "__defaults__", (PATIENCE,))
+    monkeypatch.setattr(workers, "ALONE_LOOK_AGAIN_SECONDS", PATIENCE)
 
 
 def waiting(server: Served, topic: str) -> int:
@@ -36,6 +45,7 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.monotonic()
 
 
+@pytest.mark.usefixtures("untold_is_late")
 def test_a_waiting_claim_gets_a_job_at_once(own_server: Served, pool: ThreadPoolExecutor) -> None:
     """Contract: a claim that waits wakes within 100 ms of a submission."""
     api = own_server.api()
@@ -52,7 +62,7 @@ def test_a_waiting_claim_gets_a_job_at_once(own_server: Served, pool: ThreadPool
         api.finish(answer.json()["run_id"])
     print(f"claim after submission: median {statistics.median(delays) * 1e3:.0f} ms, worst {max(delays) * 1e3:.0f} ms")
     assert statistics.median(delays) < SOON_SECONDS
-    assert max(delays) < SOON_SECONDS * BUSY
+    assert max(delays) < TOLD_SECONDS
 
 
 def test_a_small_answer_is_not_held_back(open_server: Served) -> None:
@@ -66,6 +76,7 @@ def test_a_small_answer_is_not_held_back(open_server: Served) -> None:
     assert statistics.median(seconds) < 0.03
 
 
+@pytest.mark.usefixtures("untold_is_late")
 def test_restarting_and_giving_back_wake_claims_too(own_server: Served, pool: ThreadPoolExecutor) -> None:
     api = own_server.api()
     worker, other = api.worker("first"), api.worker("second")
@@ -76,7 +87,7 @@ def test_restarting_and_giving_back_wake_claims_too(own_server: Served, pool: Th
     api.finish(running.run_id, "pending", reason="the worker is stopping")
     answer, when = claim.result(PATIENCE)
     assert answer.json()["attempt"] == 1  # given back as it was: stopping a worker uses up no attempt
-    assert when - began < SOON_SECONDS * BUSY
+    assert when - began < TOLD_SECONDS
     api.finish(answer.json()["run_id"], "failed")
     claim = pool.submit(timed, lambda: api.claim(other, wait=20))
     until(lambda: waiting(own_server, "pending"), "the claim's waiting")
@@ -84,9 +95,10 @@ def test_restarting_and_giving_back_wake_claims_too(own_server: Served, pool: Th
     api.ok("POST", f"/api/jobs/{running.job_id}/restart")
     answer, when = claim.result(PATIENCE)
     assert answer.json()["job"]["id"] == running.job_id
-    assert when - began < SOON_SECONDS * BUSY
+    assert when - began < TOLD_SECONDS
 
 
+@pytest.mark.usefixtures("untold_is_late")
 def test_a_job_that_comes_while_a_claim_looks_is_not_waited_for(
     own_server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +119,7 @@ def test_a_job_that_comes_while_a_claim_looks_is_not_waited_for(
     began = time.monotonic()
     answer = own_server.api().claim(worker, wait=20)
     assert answer.status_code == 200
-    assert time.monotonic() - began < 4.0  # whoever is not told looks again after 5 s
+    assert time.monotonic() - began < TOLD_SECONDS
 
 
 def test_a_claim_that_finds_nothing_says_so_when_its_time_is_over(own_server: Served) -> None:
@@ -166,6 +178,7 @@ def follow(api: Api, path: str, **options: Any) -> Any:
     return api.http.stream("GET", path, timeout=PATIENCE, **options)
 
 
+@pytest.mark.usefixtures("untold_is_late")
 def test_a_log_is_there_as_it_is_printed(own_server: Served, capsys: pytest.CaptureFixture[str]) -> None:
     """The way from the worker's request to the reader's line, thirty times."""
     api = own_server.api()
@@ -191,13 +204,13 @@ def test_a_log_is_there_as_it_is_printed(own_server: Served, capsys: pytest.Capt
         print(f"\nlog latency, print to line: median {statistics.median(delays) * 1e3:.1f} ms, ", end="")
         print(f"worst {max(delays) * 1e3:.1f} ms")
     assert statistics.median(delays) < SOON_SECONDS
-    assert max(delays) < SOON_SECONDS * BUSY
+    assert max(delays) < TOLD_SECONDS
 
 
+@pytest.mark.usefixtures("untold_is_late")
 def test_what_is_printed_while_a_stream_looks_is_not_waited_for(
     own_server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Listener.wait, "__defaults__", (PATIENCE,))  # who is not told looks again only then
     api = own_server.api()
     running = api.running()
     read = own_server.services.logs.read
@@ -213,7 +226,7 @@ def test_what_is_printed_while_a_stream_looks_is_not_waited_for(
     monkeypatch.setattr(own_server.services.logs, "read", reading, raising=False)
     with follow(own_server.api(), f"/api/logs/{running.run_id}", params={"follow": True}) as answer:
         assert json.loads(next(sent_events(answer))[2]) == "between"
-    assert time.monotonic() - looks[0] < PATIENCE / 2
+    assert time.monotonic() - looks[0] < TOLD_SECONDS
 
 
 TEXT = "höhe 漢字 🙂 end\r\n\tü\u2028x\0\x1b[31m"
@@ -301,6 +314,7 @@ def test_a_reader_sees_every_line_once_over_many_cuts(own_server: Served) -> Non
     assert connections > 1
 
 
+@pytest.mark.usefixtures("untold_is_late")
 def test_events_as_they_come_and_on_with_last_event_id(own_server: Served) -> None:
     api = own_server.api()
     running = api.running()
@@ -314,7 +328,7 @@ def test_events_as_they_come_and_on_with_last_event_id(own_server: Served) -> No
         began = time.monotonic()
         api.report(running.run_id, {"step": 3})
         third = next(events)
-        assert time.monotonic() - began < SOON_SECONDS * BUSY
+        assert time.monotonic() - began < TOLD_SECONDS
         assert json.loads(third[2])["data"] == {"step": 3}
         assert [name for name, _, _ in (first, second, third)] == ["event"] * 3
         assert [json.loads(data)["id"] for _, _, data in (first, second, third)] == [

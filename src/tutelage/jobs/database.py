@@ -49,7 +49,8 @@ class Database:
         self._locks = [threading.Lock() for _ in range(LOCKS)] if self.is_sqlite else []
         # Who holds a lock has a connection for it and needs another one: never may all be taken for locks.
         self._lockers = threading.Semaphore(connections // 4)
-        self._left: list[Pool] = []
+        # Who still has a connection of one of them when it is closed puts it back there.
+        self._closed: list[Pool] = []
         self._wall_at_start, self._monotonic_at_start = time.time(), time.monotonic()
 
     @contextlib.contextmanager
@@ -122,7 +123,7 @@ class Database:
 
     def close(self) -> None:
         """Close all connections; one that a thread is still using, as soon as it is given back."""
-        self._left.append(self.engine.pool)
+        self._closed.append(self.engine.pool)
         self.engine.dispose()
 
     @contextlib.contextmanager
@@ -131,7 +132,7 @@ class Database:
             with _translated(self.url), self.engine.connect() as connection:
                 yield connection
         finally:
-            for pool in self._left:
+            for pool in self._closed:
                 pool.dispose()
 
     def __str__(self) -> str:
