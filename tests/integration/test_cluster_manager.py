@@ -257,6 +257,29 @@ def test_an_order_that_failed_stops_those_after_it_until_the_next_round(managed:
     assert len(one.machinery.there) == 3
 
 
+def test_an_order_that_fails_again_and_again_lets_others_come_first(
+    managed: Callable[..., Managed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher says that it is busy, and it is this one order that it does not like."""
+    one = managed(hardware=[{"name": "1x A40", "secure": 0.4}, {"name": "2x A100", "secure": 4}])
+    start = one.machinery.start
+
+    def refuses(order: Order) -> None:
+        if order.start.tier.hardware == "2x A100":
+            raise LauncherError("something went wrong; try again later")
+        start(order)
+
+    monkeypatch.setattr(one.machinery, "start", refuses)
+    for hardware in ("2x A100", "1x A40"):
+        one.api.submit(allowed_hardware=[hardware], requires_vram_gb=0)
+    for _ in range(manager.ASKED_TIMES):
+        one.round()
+    assert one.machinery.there == {}
+    one.round()
+    assert [found.tier.hardware for found in one.machinery.there.values()] == ["1x A40"]
+    assert "2x A100 SECURE failed to start once, again in" in one.said[-1] + one.said[-2]
+
+
 def test_tokens_of_machines_that_never_were_are_revoked(managed: Callable[..., Managed]) -> None:
     """After the time that a machine may take to start, 900 s."""
     one = managed()
@@ -348,6 +371,45 @@ def test_an_idle_machine_is_given_back(managed: Callable[..., Managed]) -> None:
     assert one.machinery.there == {}
     one.round()
     assert api.refused(401, "POST", "/api/claims", {"worker_id": worker, "run_id": "run-" + "0" * 32, "wait": 0})
+
+
+def test_each_time_that_a_machine_is_idle_counts_alone(managed: Callable[..., Managed]) -> None:
+    one = managed(idle_seconds=50, silent_seconds=10_000)
+    first = one.api.submit()
+    one.round()
+    machine = one.only_machine()
+    worker, api = one.comes_up(machine)
+    one.round()
+    claim = api.claim(worker).json()
+    one.later = 40
+    one.round()
+    api.finish(claim["run_id"])
+    for later, is_there in ((2000, True), (2049, True), (2051, False)):
+        one.later = later
+        one.round()
+        assert (machine in one.machinery.there) == is_there, later
+    assert f"{machine}: ends: it was idle for 51 s" in one.said
+    assert one.api.ok("GET", f"/api/jobs/{first['id']}")["status"] == "completed"
+
+
+def test_a_machine_that_is_dearer_than_its_line_is_not_ordered_again_and_again(
+    managed: Callable[..., Managed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = managed(max_cost_per_hour=0.40)
+    start = one.machinery.start
+
+    def starts_dearer(order: Order) -> None:
+        start(order)
+        one.machinery.change(order.machine_id, cost_per_hour=0.44)
+
+    monkeypatch.setattr(one.machinery, "start", starts_dearer)
+    one.api.submit()
+    for _ in range(5):
+        one.round()
+    assert (len(one.machinery.orders), one.machinery.there) == (1, {})
+    said = "costs $0.44 an hour, and the catalogue has 1x A40 SECURE at $0.40"
+    assert len([text for text in one.said if said in text]) == 1
+    assert "1x A40 SECURE at $0.44 an hour would cost more than is left of max_cost_per_hour $0.40" in one.said[-1]
 
 
 def test_an_idle_machine_that_got_a_job_meanwhile_leaves_after_it(managed: Callable[..., Managed]) -> None:

@@ -80,6 +80,20 @@ def test_a_large_file_is_not_sent_twice(server: JobServer, tmp_path: Path) -> No
     assert server.faults.seen[UPLOADS] == 2
 
 
+def test_a_large_file_whose_content_is_gone_is_sent_again(server: JobServer, tmp_path: Path) -> None:
+    """The server has it on record; whoever has the bytes brings them back."""
+    path = tmp_path / "weights.bin"
+    path.write_bytes(os.urandom(LARGE))
+    kept = server.client.files.upload(path, "result")
+    (content,) = [one for one in (tmp_path / "home" / "files").rglob("*") if one.is_file()]
+    content.unlink()
+    with pytest.raises(JobError, match="upload the file again"):
+        server.client.files.content(kept.id)
+    assert server.client.files.upload(path, "result") == kept
+    assert server.faults.seen[UPLOADS] == 2
+    assert server.client.files.content(kept.id) == path.read_bytes()
+
+
 def test_files_go_by_in_parts(server: JobServer, tmp_path: Path) -> None:
     """Up and down, client and server in this process: 60 MB go by and less than a third is ever in memory."""
     path, size = tmp_path / "weights.bin", 60 * 1024 * 1024

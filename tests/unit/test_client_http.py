@@ -93,6 +93,34 @@ def test_a_server_that_has_too_much_to_do_is_not_asked_again(server: JobServer) 
     assert (server.faults.seen[ME], pauses) == (1, [])
 
 
+def test_what_has_not_arrived_is_sent_again(server: JobServer) -> None:
+    """408: the server waited in vain for the rest of it."""
+    server.faults.answers[ME] = [408]
+    transport, pauses = hurried(server)
+    assert transport.request("GET", "/api/me", once=True)["organization"]["name"] == "default"
+    assert (server.faults.seen[ME], len(pauses)) == (2, 1)
+    server.faults.answers[ME] = [408] * 100
+    with pytest.raises(ServerError, match="out of order"):
+        Transport(server.url, patience=0.1).request("GET", "/api/me")
+
+
+def test_patience_begins_with_the_first_failure(server: JobServer) -> None:
+    """A large file may be on its way for longer than that before its connection is cut."""
+    transport = Transport(server.url, patience=0.3)
+    transport.request("GET", "/api/me")
+    tries: list[bytes] = []
+
+    def take(parts: Iterator[bytes]) -> bytes:
+        tries.append(b"".join(parts))
+        if len(tries) == 1:
+            time.sleep(0.5)
+            raise httpx.ReadError("cut")
+        return tries[-1]
+
+    assert b"default" in transport.bytes_of("/api/me", take)
+    assert len(tries) == 2
+
+
 def test_the_time_is_that_of_the_server(server: JobServer) -> None:
     """Its answers say it, in whole seconds; one without a date, or with none that can be read, changes nothing."""
     transport = Transport(server.url)

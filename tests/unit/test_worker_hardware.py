@@ -1,6 +1,8 @@
 """What a machine is said to have."""
 
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,23 @@ def test_a_machine_that_is_not_well(
     monkeypatch.setattr(hardware, "ASK_SECONDS", 0.1 if "sleep" in script else 10.0)
     with pytest.raises(HardwareError, match=sentence):
         require_same(Gpus(("T4", "T4"), 30.0))
+
+
+def test_a_driver_that_outlives_sigkill_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process sleeps in the kernel and cannot be ended: here, by nobody who tries to."""
+    stuck: list[subprocess.Popen[str]] = []
+    driver(tmp_path, "exec sleep 60", monkeypatch)
+    monkeypatch.setattr(hardware, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(hardware, "KILL_SECONDS", 0.1)
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: stuck.append(process))
+    began = time.monotonic()
+    with pytest.raises(HardwareError, match="restart the machine"):
+        find_gpus()
+    assert time.monotonic() - began < 30
+    (process,) = stuck
+    assert process.poll() is None
+    process.terminate()
+    process.wait()
 
 
 def test_models_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ Hardware = Annotated[
 ]
 CloudType = Annotated[str, typer.Option(help="SECURE, COMMUNITY or ALL: whose machines may run it.")]
 Vram = Annotated[
-    float | None, typer.Option(min=0, help="Gigabytes of GPU memory; unset, 24 for fine_tuning, else guessed from the model.")
+    float | None,
+    typer.Option(min=0, help="Gigabytes of GPU memory; unset, 24 for fine_tuning, else guessed by the model."),
 ]
 OwnVram = Annotated[float, typer.Option(min=0, help="Gigabytes of GPU memory; 0 needs no GPU.")]
 Image = Annotated[str | None, typer.Option(help="Container image; unset, any worker's own environment.")]

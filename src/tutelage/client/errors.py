@@ -44,7 +44,7 @@ def refusal(response: httpx.Response, address: str) -> TutelageError:
     sentence = str(error.get("message") or "the server gave no reason")[:MAX_SENTENCE]
     if kind := BY_CODE.get(error.get("code")):
         return kind(sentence)
-    if response.status_code >= 500 or response.status_code == 429:  # too much to do: no fault of what was asked
+    if response.status_code >= 500 or response.status_code in (408, 429):  # slow, too much to do: not what was asked
         return ServerError(f"{address}: {sentence}")
     kinds = {401: AccessError, 403: AccessError, 404: NotFoundError, 413: DataError}
     return kinds.get(response.status_code, JobError)(sentence)

@@ -16,7 +16,7 @@ from tutelage.client.errors import AccessError, ServerError
 from tutelage.client.http import Transport, path_of
 from tutelage.client.logs import log_parts
 from tutelage.client.results import File, decoded
-from tutelage.errors import DataError, NotFoundError, OutputError
+from tutelage.errors import DataError, JobError, OutputError
 from tutelage.jobs.identity import FILE_ID, FileHash
 
 ASK_FIRST_BYTES = 1024 * 1024
@@ -140,15 +140,19 @@ class Files:
                 raise DataError(str(error).replace(str(copy), name).replace(copy.name, name)) from None
 
     def _known(self, content: BinaryIO, purpose: str) -> File | None:
-        """The file on the server that has these bytes, if there is one."""
+        """The file on the server that has these bytes, if there is one. That it is on record is not enough: its bytes
+        may be gone from the store, which is why somebody uploads them again."""
         seen = FileHash(self._organization())
         content.seek(0)
         for part in iter(lambda: content.read(PART_BYTES), b""):
             seen.update(part)
+        file_id = seen.id(purpose)
         try:
-            return self.get_by_id(seen.id(purpose))
-        except (NotFoundError, AccessError):
+            known = self.get_by_id(file_id)
+            self._transport.bytes_of(_content_path(file_id), lambda parts: next(parts, b""))
+        except (JobError, AccessError):
             return None
+        return known
 
 
 def _check(path: Path, purpose: str) -> None:

@@ -1,6 +1,7 @@
 """HTTP to one server: where it is, who asks, trying again, streams. Not here: what is asked for.
 
-Connection errors, timeouts and 5xx are tried again with growing pauses, 4xx never are.
+Connection errors, timeouts and 5xx are tried again with growing pauses, 4xx never are, but for 408: what was sent has
+not arrived.
 """
 
 import os
@@ -61,8 +62,9 @@ class Transport:
     """Calls to a server.
 
     base_url: unset, `TUTELAGE_URL` or this machine. token: unset, `TUTELAGE_API_KEY` or `OPENWEIGHTS_API_KEY`.
-    patience: seconds for which a call that meets connection errors is tried again; unset, RETRY_SECONDS, and less while
-    nothing answered yet. sleep: how to pause; what it raises ends the call. May be used by several threads at once.
+    patience: seconds for which a call that meets connection errors is tried again, from the first on; unset,
+    RETRY_SECONDS, and less while nothing answered yet. sleep: how to pause; what it raises ends the call. May be used
+    by several threads at once.
     """
 
     def __init__(
@@ -246,8 +248,9 @@ class Transport:
     def _refuse(self, response: httpx.Response) -> None:
         """Raise what an answer other than success means."""
         failure = refusal(response, self.address)
-        if response.status_code >= 500:
-            raise _Again(failure, after=_retry_after(response), arrived=response.status_code != 503) from None
+        if response.status_code >= 500 or response.status_code == 408:
+            arrived = response.status_code not in (408, 503)
+            raise _Again(failure, after=_retry_after(response), arrived=arrived) from None
         raise failure
 
     def _json(self, response: httpx.Response) -> Any:
@@ -265,8 +268,12 @@ class Transport:
         return f"{str(self.url).rstrip('/')}{path}"
 
     def _persist(self, attempt: Callable[[], Result], patience: float | None, once: bool) -> Result:
-        """The result of the first attempt that succeeds. Raises what the last one met when the time is over."""
-        begun = time.monotonic()
+        """The result of the first attempt that succeeds. Raises what the last one met when the time is over.
+
+        It is counted from the first failure: a large file may have been on its way for longer when that comes. Where
+        nothing answered yet, nothing is on its way.
+        """
+        begun, failing_since = time.monotonic(), None
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -275,7 +282,10 @@ class Transport:
                 if once and again.arrived:
                     raise again.failure from again.__cause__
                 wait = max(again.after, pause * random.uniform(0.5, 1.0))
-                if time.monotonic() - begun + wait > self._time_for(again, patience):
+                now = time.monotonic()
+                failing_since = now if failing_since is None else failing_since
+                since = failing_since if self._reached else begun
+                if now - since + wait > self._time_for(again, patience):
                     raise again.failure from again.__cause__
             self._sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

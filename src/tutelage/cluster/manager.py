@@ -7,6 +7,7 @@ finds its machines. Where either of the two does not answer, nothing is done.
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from tutelage.cluster.records import (
     PendingJob,
     Start,
     Stop,
+    Tier,
 )
 from tutelage.cluster.settings import ClusterSettings
 from tutelage.cluster.watch import Watch
@@ -40,6 +42,9 @@ from tutelage.jobs.requirements import Requirement
 GIVING_BACK_SECONDS = 30.0
 """How long a worker may take to end its job and give it back."""
 MOST_WORKERS_LISTED = 5000
+ASKED_TIMES = 3
+"""How often a tier is asked for one round after the other while the launcher says that it is busy. Then it rests as one
+that is sold out does: what is refused may be this order alone, and others wait behind it."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Manager:
         self._tokens = MachineTokens(client, settings.name, settings.start_seconds)
         self._said: dict[Group, str] = {}
         self._stopped: set[str] = set()
+        self._unanswered: Counter[Tier] = Counter()
         self._forgets = False
 
     @cached_property
@@ -214,7 +220,11 @@ class Manager:
         except LauncherError as error:
             # Whether it began is not known: if it did, the next round finds it, and its token is needed.
             self._say(f"{machine_id}: {start.tier} could not be asked for: {error}")
+            self._unanswered[start.tier] += 1
+            if self._unanswered[start.tier] >= ASKED_TIMES:
+                self.history.failed(start.tier, now)
             return False
+        del self._unanswered[start.tier]
         self._say(f"{machine_id}: starts, {start.tier} at ${start.cost_per_hour:,.2f} an hour, for {start.job_id}")
         return True
 

@@ -3,6 +3,7 @@
 Not here: what is done about it.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from datetime import datetime
@@ -11,7 +12,7 @@ from tutelage.client.results import Worker
 from tutelage.cluster.history import History
 from tutelage.cluster.launchers.protocol import Found
 from tutelage.cluster.machine_tokens import is_machine_id
-from tutelage.cluster.records import Group, Limits, Machine, Machines, MachineState, Tier
+from tutelage.cluster.records import Group, Hardware, Limits, Machine, Machines, MachineState, Tier
 
 UNKNOWN_GROUP = "of another manager"
 
@@ -27,7 +28,7 @@ class Watch:
         self.limits = limits
         self.workers: dict[str, Worker] = {}
         self._cluster, self._history, self._say = cluster, history, say
-        self._since: dict[tuple[str, MachineState], float] = {}
+        self._since: dict[str, tuple[MachineState, float]] = {}
         self._heard: dict[str, tuple[datetime, float]] = {}
         self._came_up: set[str] = set()
         self._is_first = True
@@ -47,7 +48,7 @@ class Watch:
         self._came_up &= ids
         self._heard = {name: heard for name, heard in self._heard.items() if name in ids}
         self.workers = {name: worker for name, worker in self.workers.items() if name in ids}
-        self._since = {key: since for key, since in self._since.items() if key[0] in ids}
+        self._since = {name: since for name, since in self._since.items() if name in ids}
         self._is_first = False
         return Machines(tuple(known), dict(self._history.failures), self._history.spent)
 
@@ -57,13 +58,10 @@ class Watch:
 
     def _machine(self, found: Found, worker: Worker | None, now: float) -> Machine:
         state, reason = _state(found, worker, ends_by_itself=self.limits.one_job)
-        since = (
-            found.started_at
-            if state is MachineState.STARTING
-            else self._since.setdefault((found.machine_id, state), now)
-        )
+        since = found.started_at if state is MachineState.STARTING else self._seen_as(found.machine_id, state, now)
         if found.is_queued:
             since = now
+        self._learn_price(found)
         if worker is not None and found.machine_id not in self._came_up:
             self._came_up.add(found.machine_id)
             self._learn(found.tier.hardware, worker)
@@ -85,8 +83,14 @@ class Watch:
         """A worker of this cluster whose machine the launcher does not have: it ends, and counts until it has."""
         group = Group(worker.cloud_type, UNKNOWN_GROUP, ())
         tier = Tier(worker.hardware, worker.cloud_type)
-        since = self._since.setdefault((worker.name, MachineState.LEAVING), now)
+        since = self._seen_as(worker.name, MachineState.LEAVING, now)
         return Machine(worker.name, group, tier, MachineState.LEAVING, since, self._last_heard(worker, now))
+
+    def _seen_as(self, name: str, state: MachineState, now: float) -> float:
+        """Since when without a break."""
+        before, since = self._since.get(name, (None, now))
+        self._since[name] = state, since if before is state else now
+        return self._since[name][1]
 
     def _last_heard(self, worker: Worker, now: float) -> float:
         """When the worker's last word was new here. Not the server's time of it, since the two clocks may differ."""
@@ -108,7 +112,21 @@ class Watch:
             f"{worker.name}: is {worker.hardware} with {worker.vram_gb:g} GB of GPU memory, and the catalogue has "
             f"{name} with {line.vram_gb:g} GB; that line is for jobs that fit the machine from now on: mend it"
         )
-        learned = replace(line, known_as=worker.hardware, vram_gb=vram_gb)
+        self._put_in(line, replace(line, known_as=worker.hardware, vram_gb=vram_gb))
+
+    def _learn_price(self, found: Found) -> None:
+        """What a machine costs is what the next one is expected to. Otherwise one that is dearer than the catalogue
+        says would be ordered since it fits the budget, stopped since it does not, and ordered again."""
+        line = next((one for one in self.limits.hardware if one.name == found.tier.hardware), None)
+        if line is None or found.cost_per_hour <= line.prices.get(found.tier.cloud_type, math.inf):
+            return
+        self._say(
+            f"{found.machine_id}: costs ${found.cost_per_hour:,.2f} an hour, and the catalogue has {found.tier} at "
+            f"${line.prices[found.tier.cloud_type]:,.2f}; the next one is expected to cost as much: mend it"
+        )
+        self._put_in(line, replace(line, prices={**line.prices, found.tier.cloud_type: found.cost_per_hour}))
+
+    def _put_in(self, line: Hardware, learned: Hardware) -> None:
         lines = tuple(learned if one is line else one for one in self.limits.hardware)
         self.limits = replace(self.limits, hardware=lines)
 

@@ -79,7 +79,10 @@ class SeveralProcesses:
             place.process.close()
             place.process = None
         if place.process is None and time.monotonic() - place.began >= BEGIN_AGAIN_SECONDS:
-            place.begin(self._settings, listening, self._prepare)
+            try:
+                place.begin(self._settings, listening, self._prepare)
+            except OSError as error:  # no memory, too many processes: the others go on
+                self._say(f"API process {place.number} cannot be started ({error.strerror}); it is tried again")
 
     def _end(self) -> None:
         processes = [place.process for place in self._places if place.process]
@@ -106,17 +109,18 @@ class _Place:
         return self._answers.value
 
     def begin(self, settings: ServerSettings, listening: socket.socket, prepare: Callable[[], object]) -> None:
-        """Another one."""
-        self.process = _spawning.Process(target=_serve, args=(settings, listening, prepare, self._answers), daemon=True)
+        """Another one. Raises OSError where the system has no room for it."""
+        process = _spawning.Process(target=_serve, args=(settings, listening, prepare, self._answers), daemon=True)
         self.began = time.monotonic()
         # It inherits what is blocked: ctrl-C, which all of a terminal get, is for this process alone. What
         # `multiprocessing` begins beside the first process would unblock it.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            self.process.start()
+            process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.process = process
 
     def end(self, number: int) -> None:
         """Send it a signal, if it is there; after SIGKILL it is not."""

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from tutelage.jobs.requirements import hardware_of
 
 ASK_SECONDS = 30.0
 """A driver that takes longer is stuck."""
+KILL_SECONDS = 1.0
+"""How long the end of a process that was killed is waited for; the child of a stuck driver has none."""
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 _NO_DEVICE = ("", "-1", "NoDevFiles")
 """What `CUDA_VISIBLE_DEVICES` says for none."""
@@ -49,20 +53,41 @@ def find_gpus() -> Gpus:
     if shutil.which(_QUERY[0]) is None or (visible is not None and visible.strip() in _NO_DEVICE):
         return Gpus()
     query = _QUERY if visible is None else (*_QUERY, f"--id={visible.strip()}")
+    code, output, errors = _asked(query)
+    if code != 0:
+        if "no devices were found" in output.lower():
+            return Gpus()
+        said = (output + errors).strip().splitlines() or ["it says nothing"]
+        raise HardwareError(f"nvidia-smi ends with {code}: {said[0][:200]}; look at the driver")
+    return parsed(output)
+
+
+def _asked(query: Sequence[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors. `subprocess.run` would wait for the end of a process that it has killed, and one
+    that hangs in the driver has none."""
     try:
-        done = subprocess.run(
-            query, capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS, stdin=subprocess.DEVNULL
+        process = subprocess.Popen(
+            query,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
         )
-    except subprocess.TimeoutExpired:
-        raise HardwareError(f"nvidia-smi gave no answer within {ASK_SECONDS:g} s; restart the machine") from None
     except OSError as error:
         raise HardwareError(f"nvidia-smi cannot be started ({error.strerror}); look at its installation") from error
-    if done.returncode != 0:
-        if "no devices were found" in done.stdout.lower():
-            return Gpus()
-        said = (done.stdout + done.stderr).strip().splitlines() or ["it says nothing"]
-        raise HardwareError(f"nvidia-smi ends with {done.returncode}: {said[0][:200]}; look at the driver")
-    return parsed(done.stdout)
+    try:
+        output, errors = process.communicate(timeout=ASK_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_SECONDS)
+        raise HardwareError(f"nvidia-smi gave no answer within {ASK_SECONDS:g} s; restart the machine") from None
+    finally:
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+    return process.returncode, output, errors
 
 
 def parsed(table: str) -> Gpus:
