@@ -22,7 +22,8 @@ from tutelage.jobs.records import Scope
 
 @dataclass
 class Machinery:
-    """A launcher whose machines are rows here. fails: what a call of this name raises."""
+    """A launcher whose machines are rows here. fails: what a call of this name raises, such as "start"
+    or, of one hardware alone, "start 1x A40"."""
 
     one_job: bool = False
     orders: list[Order] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Machinery:
         if not self.starts_all_the_same:
             self._may_fail("start")
         start = order.start
+        self._may_fail(f"start {start.tier.hardware}")
         self.orders.append(order)
         self.there[order.machine_id] = Found(
             order.machine_id, start.group, start.tier, start.cost_per_hour, self.clock(), start.job_id
@@ -257,19 +259,10 @@ def test_an_order_that_failed_stops_those_after_it_until_the_next_round(managed:
     assert len(one.machinery.there) == 3
 
 
-def test_an_order_that_fails_again_and_again_lets_others_come_first(
-    managed: Callable[..., Managed], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_order_that_fails_again_and_again_lets_others_come_first(managed: Callable[..., Managed]) -> None:
     """The launcher says that it is busy, and it is this one order that it does not like."""
     one = managed(hardware=[{"name": "1x A40", "secure": 0.4}, {"name": "2x A100", "secure": 4}])
-    start = one.machinery.start
-
-    def refuses(order: Order) -> None:
-        if order.start.tier.hardware == "2x A100":
-            raise LauncherError("something went wrong; try again later")
-        start(order)
-
-    monkeypatch.setattr(one.machinery, "start", refuses)
+    one.machinery.fails["start 2x A100"] = LauncherError("something went wrong; try again later")
     for hardware in ("2x A100", "1x A40"):
         one.api.submit(allowed_hardware=[hardware], requires_vram_gb=0)
     for _ in range(manager.ASKED_TIMES):
@@ -758,19 +751,10 @@ def test_a_machine_that_was_up_before_says_nothing_of_what_failed_since(managed:
     assert len(one.machinery.orders) == 1
 
 
-def test_hardware_that_is_refused_keeps_no_other_from_starting(
-    managed: Callable[..., Managed], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hardware_that_is_refused_keeps_no_other_from_starting(managed: Callable[..., Managed]) -> None:
     lines = [{"name": "1x A40", "secure": 0.4}, {"name": "2x A100", "secure": 4}]
     one = managed(hardware=lines)
-    start = one.machinery.start
-
-    def refuses(order: Order) -> None:
-        if order.start.tier.hardware == "2x A100":
-            raise NoCapacityError("the network volume is in another data center")
-        start(order)
-
-    monkeypatch.setattr(one.machinery, "start", refuses)
+    one.machinery.fails["start 2x A100"] = NoCapacityError("the network volume is in another data center")
     for hardware in ("2x A100", "1x A40", "1x A40"):
         one.api.submit(allowed_hardware=[hardware], requires_vram_gb=0)
     one.round()

@@ -216,6 +216,7 @@ class Manager:
             self._say(f"{start.tier} cannot be had: {error}")
             self.history.failed(start.tier, now)
             self._tokens.revoke(machine_id)
+            del self._unanswered[start.tier]
             return True
         except LauncherError as error:
             # Whether it began is not known: if it did, the next round finds it, and its token is needed.
