@@ -2,13 +2,17 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from tests.e2e.pages import Visitor, text_of
-from tests.served import Api, Served, conversation, jsonl
+from tests.served import Api, Served, conversation, jsonl, until
 from tutelage.jobs.records import Scope
+
+if TYPE_CHECKING:
+    from playwright.sync_api import FileChooser
 
 pytest_plugins = ["tests.e2e.page_fixtures"]
 
@@ -81,7 +85,8 @@ def test_a_file_with_bad_rows_says_which_and_keeps_what_was_typed(
 
 
 def test_a_first_job_without_a_mouse(admin: Api, own_server: Served, visit: Visitor, tmp_path: Path) -> None:
-    """Tab and Space alone: the browser's own dialog for files opens by a key."""
+    """Tab and Space alone: the browser's own dialog for files opens by a key. A busy browser may forget within seconds
+    that somebody pressed one, and opens nothing: they would press it again."""
     rows = tmp_path / "train.jsonl"
     rows.write_bytes(ROWS)
     page = visit(f"{own_server.url}/jobs/new")
@@ -93,10 +98,17 @@ def test_a_first_job_without_a_mouse(admin: Api, own_server: Served, visit: Visi
                 return
         pytest.fail(f"no way to {selector} by the tab key")
 
-    focus_on("input[type=file]")
-    with page.expect_file_chooser() as choosing:
+    opened: list[FileChooser] = []
+    page.on("filechooser", lambda one: opened.append(one))
+
+    def opens() -> bool:
         page.keyboard.press("Space")
-    choosing.value.set_files(rows)
+        page.wait_for_timeout(1000)
+        return bool(opened)
+
+    focus_on("input[type=file]")
+    until(opens, "the browser's dialog for files")
+    opened[0].set_files(rows)
     focus_on("button:not(.quiet)")
     page.keyboard.press("Space")
     page.locator("h1 .badge.pending").wait_for()
