@@ -368,10 +368,7 @@ def test_an_idle_machine_is_given_back(managed: Callable[..., Managed]) -> None:
 
 def test_each_time_that_a_machine_is_idle_counts_alone(managed: Callable[..., Managed]) -> None:
     one = managed(idle_seconds=50, silent_seconds=10_000)
-    first = one.api.submit()
-    one.round()
-    machine = one.only_machine()
-    worker, api = one.comes_up(machine)
+    machine, worker, api = one.with_a_worker()
     one.round()
     claim = api.claim(worker).json()
     one.later = 40
@@ -382,7 +379,7 @@ def test_each_time_that_a_machine_is_idle_counts_alone(managed: Callable[..., Ma
         one.round()
         assert (machine in one.machinery.there) == is_there, later
     assert f"{machine}: ends: it was idle for 51 s" in one.said
-    assert one.api.ok("GET", f"/api/jobs/{first['id']}")["status"] == "completed"
+    assert one.api.ok("GET", f"/api/jobs/{claim['job']['id']}")["status"] == "completed"
 
 
 def test_a_machine_that_is_dearer_than_its_line_is_not_ordered_again_and_again(
