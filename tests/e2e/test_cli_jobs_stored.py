@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.databases import KEY as DATABASE_KEY
 from tests.e2e.command_line import ENVIRONMENT, Finished, Terminal
 from tests.served import Api, Served, conversation, jsonl, served
 from tutelage.client import http
@@ -161,6 +162,17 @@ def test_a_scope_that_is_none_and_one_that_is_too_small(
     small = shell("token", "ls")
     assert (small.code, small.out) == (2, "")
     assert "admin" in small.err
+
+
+def test_the_first_token_of_a_home_whose_key_is_in_the_environment(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing but the records is written there: the folder is made for them."""
+    home = tmp_path / "new" / "home"
+    monkeypatch.setenv("TUTELAGE_SECRET_KEY", DATABASE_KEY.decode())
+    made = terminal("token", "create", "admin", "--scope", "admin", "--home", str(home))
+    assert (made.code, made.out.startswith("tut-")) == (0, True), made
+    assert [path.name for path in home.iterdir()] == ["tutelage.db"]
 
 
 def test_the_first_token_of_a_server_that_does_not_run(terminal: Terminal, tmp_path: Path) -> None:

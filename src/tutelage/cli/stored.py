@@ -256,11 +256,13 @@ def _on_home(
     from tutelage.cli.extras import needs
 
     with needs("server"):
+        from tutelage.files import make_folder
         from tutelage.jobs.access import Access, scopes_of
         from tutelage.jobs.database import Database
         from tutelage.server.settings import ServerSettings, secret_key
 
     settings = ServerSettings(home=home, database=database)
+    make_folder(home, "--home")
     key = secret_key(home)
     opened = Database(settings.database_url)
     try:
